@@ -1,0 +1,48 @@
+"""The two views together."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bivrec.config import ModelConfig
+from bivrec.model.cross_view import CrossViewProjection
+from bivrec.model.tower import FeatureItems, IdItems, Tower
+
+
+class BiVRec(nn.Module):
+    """An ID tower, a multimodal tower, and what joins them; a single view has only its tower."""
+
+    def __init__(self, towers: dict[str, Tower]) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict(towers)
+        if len(towers) > 1:
+            config = next(iter(towers.values())).config
+            self.cross_view = CrossViewProjection(config.hidden_size, config.num_interests[-1])
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that the model has: `id`, `mm`, or both."""
+        return tuple(self.towers)
+
+    def tower(self, view: str) -> Tower:
+        """The tower of one view."""
+        tower = self.towers[view]
+        assert isinstance(tower, Tower)
+        return tower
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        return self.tower(self.views[0]).items.num_items
+
+
+def id_tower(config: ModelConfig, num_items: int) -> Tower:
+    """A fresh ID tower for a catalogue."""
+    return Tower(config, IdItems(num_items, config.hidden_size))
+
+
+def mm_tower(config: ModelConfig, features: Tensor) -> Tower:
+    """A fresh multimodal tower with the features [V+1, F] of a Domain attached."""
+    items = FeatureItems(features.shape[1], config.hidden_size)
+    items.attach(features)
+    return Tower(config, items)

@@ -1,0 +1,87 @@
+"""Multi-stage interest clustering (Eq. 7-12)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Standard Gumbel noise in the shape of `like`."""
+    return -torch.empty_like(like, dtype=torch.float32).exponential_().log().to(like.dtype)
+
+
+def keep_largest(soft: Tensor, count: int) -> Tensor:
+    """The filter of Eq. 8 with the straight-through gradient of Eq. 10.
+
+    soft [B, K, M]: along K, the `count` largest entries become 1 and the rest 0; the gradient is that of `soft`.
+    """
+    hard = torch.zeros_like(soft).scatter_(1, soft.topk(count, dim=1).indices, 1.0)
+    # In this order the forward value is exactly 0 or 1; (hard - soft) + soft would round.
+    return hard + (soft - soft.detach())
+
+
+class InterestClustering(nn.Module):
+    """One stage: M tokens distribute themselves over K trainable interest tokens, which gather them."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_interests: int,
+        *,
+        interests_per_item: int,
+        assignment: str,
+        temperature: float,
+        aggregation: str,
+        free: bool,
+    ) -> None:
+        """`free` interests are c_k + W_a(...) of Eq. 12; the others are the aggregate of what they gather itself."""
+        super().__init__()
+        self.free = free
+        self.interests_per_item = interests_per_item
+        self.assignment = assignment
+        self.temperature = temperature
+        self.aggregation = aggregation
+        self.interests = nn.Parameter(torch.empty(num_interests, hidden_size))
+        nn.init.trunc_normal_(self.interests, std=0.02)
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
+        if free:
+            self.value = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.output = nn.Linear(hidden_size, hidden_size, bias=False)
+            # Allocations are noise at first; what they gather must not drown the rest before it means something.
+            nn.init.trunc_normal_(self.output.weight, std=0.02)
+
+    def allocate(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Allocation [B, K, M] of tokens [B, M, D] to interests (Eq. 7-10); columns of masked tokens are zero."""
+        affinity = self.query(self.interests) @ self.key(tokens).transpose(1, 2) / math.sqrt(tokens.shape[-1])
+        affinity = affinity.float()
+        if self.assignment == "gumbel-hard" and self.training:
+            affinity = affinity + gumbel_noise(affinity)
+        allocation = (affinity / self.temperature).softmax(dim=1)
+        if self.assignment != "softmax-soft":
+            allocation = keep_largest(allocation, self.interests_per_item)
+        masked: Tensor = allocation * mask.unsqueeze(1)
+        return masked
+
+    def forward(self, tokens: Tensor, content: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather the tokens into interests, once for each of T readers (Eq. 12).
+
+        tokens [B, M, D]; mask [B, M]; content [B, M, D]: what interests that are not free gather instead of values;
+        weight [1 or B, T, 1 or K, M]: how much each reader's interest counts a token.
+        Returns interests [B, T, K, D] and the allocation [B, K, M].
+        """
+        batch, readers = len(tokens), weight.shape[1]
+        allocation = self.allocate(tokens, mask)
+        shares = (allocation.unsqueeze(1) * weight).flatten(1, 2)
+        gathered = shares.to(tokens.dtype) @ (self.value(tokens) if self.free else content.to(tokens.dtype))
+        if self.aggregation == "mean":
+            # Of hard shares, an interest has none or at least one whole token; less than one are memories that fade.
+            # Dividing by less would blow up the straight-through gradient of interests that got no token.
+            least = 1e-6 if self.assignment == "softmax-soft" else 1.0
+            gathered = gathered / shares.sum(-1, keepdim=True).clamp(min=least).to(tokens.dtype)
+        if self.free:
+            gathered = self.interests + self.output(gathered).view(batch, readers, *self.interests.shape)
+        return gathered.view(batch, readers, *self.interests.shape), allocation

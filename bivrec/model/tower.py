@@ -1,0 +1,202 @@
+"""One view of BiVRec: an item encoder and a sequence encoder that reads a history into interests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bivrec.config import ModelConfig
+from bivrec.errors import BivrecError
+from bivrec.model.attention import TransformerLayer
+from bivrec.model.clustering import InterestClustering
+from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
+
+INITIAL_COSINE_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class Interests:
+    """What a tower reads from a batch of histories."""
+
+    vectors: Tensor
+    """[B, T, K, D]: K interests after each of T read positions; their dot product with an item vector is a score."""
+    allocation: Tensor
+    """[B, K, N']: share of each token in each interest, at the last read position (Eq. 8)."""
+    mask: Tensor
+    """[B, N'] bool: the tokens that cover a real item."""
+
+
+class SequenceEncoder(nn.Module):
+    """Multi-scale embedding, Gaussian attention and interest clustering (Eq. 1-12)."""
+
+    def __init__(self, config: ModelConfig, free_interests: bool) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.free_interests = free_interests
+        self.causal = config.readout == "prefix"
+        self.max_history = config.max_history
+        self.embedding = MultiScaleEmbedding(width, config.max_history, config.scales)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, config.num_heads, config.dropout, config.gaussian) for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.clustering = nn.ModuleList(
+            InterestClustering(
+                width,
+                count,
+                interests_per_item=config.interests_per_item,
+                assignment=config.assignment,
+                temperature=config.assignment_temperature,
+                aggregation=config.aggregation,
+                free=free_interests,
+            )
+            for count in config.num_interests
+        )
+        if self.causal:
+            self.decay = nn.Parameter(_spread_decays(config.num_interests[0], config.max_history))
+        if self.causal and free_interests:
+            self.state = nn.Linear(width, width, bias=False)
+            nn.init.eye_(self.state.weight)
+
+    def forward(self, items: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
+        """Interests of the histories with item vectors [B, N, D] and mask [B, N], padded on the left.
+
+        read [T]: the positions in 0..N-1 after which a causal encoder reads its interests (default: the last one).
+        """
+        length = items.shape[1]
+        tokens = self.embedding(items, mask)
+        reader_age = length - 1 - (torch.tensor([length - 1], device=items.device) if read is None else read)
+        states = self._contextualise(tokens)
+        weight = self._reader_weights(tokens, reader_age)
+        first, *later = self.clustering
+        interests, allocation = first(states, tokens.content, tokens.mask, weight)
+        for stage in later:
+            # Interests differ between readers, so readers become part of the batch.
+            batch, readers, count, width = interests.shape
+            folded = interests.view(batch * readers, count, width)
+            everything = torch.ones(batch * readers, count, dtype=torch.bool, device=items.device)
+            merged, regrouped = stage(folded, folded, everything, everything[:, None, None, :].to(weight.dtype))
+            interests = merged.view(batch, readers, -1, width)
+            allocation = regrouped.view(batch, readers, -1, count)[:, -1] @ allocation
+        if self.causal and self.free_interests:
+            current = states[:, length - 1 - reader_age]
+            interests = interests + self.state(current).unsqueeze(2)
+        return Interests(interests, allocation, tokens.mask)
+
+    def _contextualise(self, tokens: Tokens) -> Tensor:
+        visible = tokens.mask.unsqueeze(1).expand(-1, tokens.mask.shape[1], -1)
+        if self.causal:
+            visible = visible & (tokens.newest[None, :] >= tokens.newest[:, None])
+        squared_distance = (tokens.position.unsqueeze(2) - tokens.position.unsqueeze(1)).square()
+        vectors: Tensor = self.dropout(tokens.vectors)
+        for layer in self.layers:
+            vectors = layer(vectors, visible, squared_distance)
+        normed: Tensor = self.norm(vectors)
+        return normed
+
+    def _reader_weights(self, tokens: Tokens, reader_age: Tensor) -> Tensor:
+        """[B, T, 1 or K, N']: how much a token counts for each reader and interest."""
+        if not self.causal:
+            return tokens.mask[:, None, None, :].to(tokens.vectors.dtype)
+        elapsed = tokens.newest[None, :] - reader_age[:, None]
+        remembered = torch.exp(-self.decay.exp()[None, :, None] * elapsed.clamp(min=0)[:, None, :])
+        return (remembered * (elapsed >= 0)[:, None, :]).unsqueeze(0)
+
+
+def _spread_decays(count: int, max_history: int) -> Tensor:
+    """Logarithms of decay rates per item, from interests that last a whole history to fleeting ones of a few items."""
+    return torch.linspace(math.log(1 / max_history), math.log(1 / 2), count)
+
+
+class IdItems(nn.Module):
+    """Item vectors from a trainable table, one row per item of a Domain."""
+
+    def __init__(self, num_items: int, hidden_size: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        nn.init.trunc_normal_(self.table.weight, std=0.02)
+        with torch.no_grad():
+            self.table.weight[0].zero_()
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        return self.table.num_embeddings - 1
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
+        vectors: Tensor = self.table(indices)
+        return vectors
+
+
+class FeatureItems(nn.Module):
+    """Item vectors from frozen features, through a projection that transfers between Domains.
+
+    The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
+    """
+
+    features: Tensor | None
+
+    def __init__(self, feature_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(feature_size, hidden_size, bias=False)
+        # Orthogonal: before any training, similar features already give similar item vectors.
+        nn.init.orthogonal_(self.projection.weight)
+        self.register_buffer("features", None, persistent=False)
+
+    def attach(self, features: Tensor) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
+        if features.shape[1] != self.projection.in_features:
+            raise BivrecError(
+                f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
+                "encode the Domain with the tower's encoders and modalities"
+            )
+        self.features = features.to(self.projection.weight.device, torch.float32)
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        return len(self._attached()) - 1
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
+        vectors: Tensor = self.projection(functional.embedding(indices, self._attached()))
+        return vectors
+
+    def _attached(self) -> Tensor:
+        if self.features is None:
+            raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
+        return self.features
+
+
+class Tower(nn.Module):
+    """Items and histories of one view in one vector space: score(u, i) = max_k v_k . x_i (section 7 of the method)."""
+
+    def __init__(self, config: ModelConfig, items: IdItems | FeatureItems) -> None:
+        super().__init__()
+        self.config = config
+        self.items = items
+        free = isinstance(items, IdItems) or config.mm_interests == "free"
+        self.sequence = SequenceEncoder(config, free)
+        if config.score == "cosine":
+            self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_COSINE_SCALE)))
+
+    def encode_items(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices."""
+        vectors: Tensor = self.items(indices)
+        if self.config.score == "cosine":
+            vectors = functional.normalize(vectors, dim=-1, eps=1e-6)
+        return vectors
+
+    def encode_histories(self, item_vectors: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
+        """Interests of histories given their item vectors [B, N, D] (from `encode_items`) and mask [B, N]."""
+        found: Interests = self.sequence(item_vectors, mask, read)
+        if self.config.score == "cosine":
+            scaled = functional.normalize(found.vectors, dim=-1, eps=1e-6) * self.log_scale.exp()
+            found = Interests(scaled, found.allocation, found.mask)
+        return found
