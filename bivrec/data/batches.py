@@ -1,0 +1,123 @@
+"""Training batches as a pure function of (seed, step).
+
+Sequences lie in one flat array (CSR), a batch is one vectorised gather, and nothing is remembered between steps. So
+there are no loader workers, a resumed run replays nothing, and the global batch of a step does not depend on how many
+processes share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivrec.data.domain import Sequences
+from bivrec.errors import BivrecError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories and the items that followed."""
+
+    users: Tensor
+    """[B] int64: row of the user in the training split."""
+    history: Tensor
+    """[B, N] int64 item indices, padded on the left with 0."""
+    positions: Tensor
+    """[T] int64, increasing: the positions of the history after which a target is learnt; the last is N - 1."""
+    targets: Tensor
+    """[B, T] int64: the item that followed each of these positions; 0 where there is none to learn from."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(
+            self.users.to(device, non_blocking=True),
+            self.history.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+        )
+
+
+class BatchSampler:
+    """Draws users without replacement epoch by epoch, and a random stretch of each user's sequence.
+
+    targets_per_sequence: 1 learns the last item of the stretch alone; more learn that many of its positions, drawn
+    anew for every step; None learns all.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        *,
+        batch_size: int,
+        max_history: int,
+        min_history: int,
+        targets_per_sequence: int | None,
+        seed: int,
+    ) -> None:
+        lengths = np.diff(sequences.offsets)
+        self._users = np.flatnonzero(lengths > min_history)
+        if not len(self._users):
+            raise BivrecError(
+                f"no training user has more than {min_history} items; lower training.min_history or prepare more data"
+            )
+        self._sequences = sequences
+        self._batch_size = batch_size
+        self._max_history = max_history
+        self._min_history = min_history
+        self._targets_per_sequence = targets_per_sequence
+        self._seed = seed
+        self._epoch = -1
+        self._order = self._users
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches in which every user is drawn once."""
+        return len(self._users) / self._batch_size
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
+        """The `part`-th of `parts` equal slices of the batch of a step."""
+        users = self._draw_users(step)
+        generator = np.random.default_rng([self._seed, 1, step])
+        first, target = self._draw_targets(users, generator)
+        # No row of the global batch has more history than this; further columns would only be padding.
+        length = min(self._max_history, int((target - first).max()))
+        positions = self._draw_positions(length, generator)
+
+        mine = slice(part * len(users) // parts, (part + 1) * len(users) // parts)
+        first, target = first[mine, None], target[mine, None]
+        place = target - np.arange(length, -1, -1)
+        # Places before the sequence read the target's, which is always valid, and are blanked.
+        stretch = self._sequences.items[np.where(place >= first, place, target)] * (place >= first)
+        targets = (stretch * (place >= first + self._min_history))[:, 1:][:, positions]
+        arrays = (users[mine], stretch[:, :-1], positions, targets)
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays))
+
+    def _draw_users(self, step: int) -> np.ndarray:
+        rows = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        epochs, places = np.divmod(rows, len(self._users))
+        return np.concatenate([self._epoch_order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, 0, epoch]).permutation(self._users)
+        return self._order
+
+    def _draw_targets(self, users: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Where each user's sequence begins and where the target lies that ends the stretch, in the flat array."""
+        first = self._sequences.offsets[users]
+        length = self._sequences.offsets[users + 1] - first
+        earliest = np.full(len(users), self._min_history)
+        if self._targets_per_sequence != 1:
+            # A reader of many positions learns from the whole stretch, so it should be as long as can be.
+            earliest = np.maximum(earliest, np.minimum(self._max_history, length - 1))
+        return first, first + earliest + (generator.random(len(users)) * (length - earliest)).astype(np.int64)
+
+    def _draw_positions(self, length: int, generator: np.random.Generator) -> np.ndarray:
+        count = self._targets_per_sequence
+        if count is None or count >= length:
+            return np.arange(length)
+        return np.append(np.sort(generator.permutation(length - 1)[: count - 1]), length - 1)

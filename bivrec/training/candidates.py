@@ -1,0 +1,64 @@
+"""Softmax candidates: the whole catalogue, shared sampled negatives, or the targets of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivrec.config import ObjectiveConfig
+from bivrec.training.distributed import gather_rows
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sampled candidates that all rows of the global batch share."""
+
+    items: Tensor
+    """[C] item indices, each once."""
+    log_inclusion: Tensor
+    """[V + 1]: logarithm of each item's probability of being in the sample."""
+
+
+class CandidateSampler:
+    """Draws candidates as a pure function of (seed, step)."""
+
+    def __init__(self, config: ObjectiveConfig, item_counts: np.ndarray, seed: int) -> None:
+        """item_counts [V + 1]: interactions of each item with the training users; the index is the popularity rank."""
+        self._config = config
+        self._num_items = len(item_counts) - 1
+        self._seed = seed
+        self._probability = torch.from_numpy(self._probabilities(item_counts))
+
+    def draw(self, step: int, targets: Tensor) -> Candidates | None:
+        """Candidates of a step whose batch has `targets` [B, T] on this process; None: the full catalogue."""
+        kind = self._config.candidates
+        if kind == "full":
+            return None
+        if kind == "in-batch":
+            items = gather_rows(targets[:, -1])
+        else:
+            uniform = np.random.default_rng([self._seed, 2, step]).random(self._config.num_negatives)
+            # The inverse of the cumulative distribution of the log-uniform law P(i) = log((i + 1) / i) / log(V + 1).
+            drawn = uniform * self._num_items + 1 if kind == "uniform" else (self._num_items + 1) ** uniform
+            items = torch.from_numpy(np.clip(drawn.astype(np.int64), 1, self._num_items)).to(targets.device)
+        # Of n draws, an item with probability p is in the sample with 1 - (1 - p)^n. Where n p is large, correcting by
+        # n p and keeping repetitions would favour the frequent items.
+        probability = self._probability.to(targets.device)
+        inclusion = -torch.expm1(len(items) * torch.log1p(-probability))
+        return Candidates(torch.unique(items), inclusion.log().float())
+
+    def _probabilities(self, item_counts: np.ndarray) -> np.ndarray:
+        index = np.arange(1, self._num_items + 1)
+        if self._config.candidates == "popularity":
+            probability = np.log1p(1 / index) / np.log(self._num_items + 1)
+        elif self._config.candidates == "in-batch":
+            # An item that no training user has is no target; half a count keeps its logarithm finite.
+            counts = np.maximum(item_counts[1:], 0.5)
+            probability = counts / counts.sum()
+        else:
+            probability = np.full(self._num_items, 1 / self._num_items)
+        # Padding is never drawn; 1 keeps its logarithm finite.
+        return np.concatenate([[1.0], probability])

@@ -1,0 +1,53 @@
+"""Collectives that losses need; with one process they are the identity."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes of this training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows [B, ...] of all processes in the order of their ranks, [world * B, ...]; gradients flow to all of them."""
+    if world_size() == 1:
+        return rows
+    if not rows.requires_grad:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+    gathered: Tensor = _GatherWithGradient.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a detached value over processes."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        # Every process's loss depends on these rows: their gradients add up.
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]

@@ -1,0 +1,102 @@
+"""From a configuration and a Domain to a finished Run: what both stages share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from bivrec.config import Config
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.files import write_json
+from bivrec.memory import keep_freed_memory
+from bivrec.model.bivrec import BiVRec
+from bivrec.training.checkpoint import load_checkpoint
+from bivrec.training.loop import Trainer, make_accelerator
+from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record
+
+RESULT_KS = (10, 20, 50)
+
+
+def fit(
+    stage: str,
+    domain: Domain,
+    path: Path,
+    config: Config,
+    make_model: Callable[[], BiVRec],
+    *,
+    started_from: dict[str, Any] | None = None,
+    pretrained: tuple[str, ...] = (),
+    overwrite: bool = False,
+    resume: bool = False,
+    tracker: str | None = None,
+) -> Run:
+    """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
+
+    Raises BivrecError if `path` exists (unless `overwrite` or `resume`), or the training fails.
+    """
+    keep_freed_memory()
+    if path.exists() and not (overwrite or resume):
+        raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
+    accelerator = make_accelerator(config.training, str(path), tracker)
+    if accelerator.is_main_process and not resume:
+        Run.create(path, _run_info(stage, domain, config, started_from), overwrite)
+    accelerator.wait_for_everyone()
+    run = Run.open(path)
+    if tracker is not None:
+        accelerator.init_trackers("bivrec", config=_flat(run.info.config))
+    set_seed(config.training.seed)
+    model = make_model().to(accelerator.device)
+    Trainer(model, domain, run, accelerator, pretrained).train(resume)
+    load_checkpoint(run.checkpoint("best"), model)
+    results = evaluate_views(model, domain, accelerator)
+    if accelerator.is_main_process:
+        write_json(run.path / "results.json", results)
+    accelerator.end_training()
+    return run
+
+
+def evaluate_views(
+    model: BiVRec, domain: Domain, accelerator: Accelerator | None = None, split: str = "test"
+) -> dict[str, dict[str, float]]:
+    """View -> metrics on the users of a split, for every view that the model has and for both fused."""
+    users = EvaluationUsers.from_sequences(domain.sequences(split))
+    views = (*model.views, "both") if len(model.views) > 1 else model.views
+    return {
+        view: evaluate(ModelScorer(model, view), users, RESULT_KS, accelerator=accelerator).metrics for view in views
+    }
+
+
+def _run_info(stage: str, domain: Domain, config: Config, started_from: dict[str, Any] | None) -> RunInfo:
+    reads_features = "mm" in config.training.views
+    return RunInfo(
+        format_version=FORMAT_VERSION,
+        stage=stage,
+        config=config.to_dict(),
+        domain=domain_record(domain),
+        features={name: asdict(domain.info.features[name]) for name in config.model.modalities}
+        if reads_features
+        else {},
+        started_from=started_from,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        versions={name: importlib.metadata.version(name) for name in ("bivrec", "torch", "accelerate")},
+    )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Trackers take one level of plain values."""
+    sections = {name: part for name, part in config.items() if isinstance(part, dict)}
+    values = {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
+    return {key: value if isinstance(value, int | float | str) else json.dumps(value) for key, value in values.items()}

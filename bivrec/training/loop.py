@@ -1,0 +1,242 @@
+"""The training loop, the one that every stage uses."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from bivrec.config import Config, TrainingConfig
+from bivrec.data.batches import BatchSampler
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.model.bivrec import BiVRec
+from bivrec.training.candidates import CandidateSampler
+from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from bivrec.training.distributed import mean_over_processes
+from bivrec.training.objective import Objective
+from bivrec.training.optimizer import learning_rate_factor, make_optimizer
+from bivrec.training.run import Run
+
+SELECTION_METRIC = "recall@20"
+EVALUATION_KS = (20, 50)
+REPORT_EVERY = 50
+
+
+def make_accelerator(config: TrainingConfig, run_path: str, tracker: str | None) -> Accelerator:
+    """The Accelerator of a training. Raises BivrecError if the tracker is not installed."""
+    if tracker is not None and tracker not in [str(name) for name in get_available_trackers()]:
+        raise BivrecError(f"--track {tracker}: it is not installed; run `pip install {tracker}`")
+    return Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        log_with=tracker,
+        project_dir=run_path,
+        # The buffers are frozen item features: without this, every step would send them from rank 0 to the others.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+class Trainer:
+    """Trains a model on a Domain into a Run; `train` can be called again after an interruption."""
+
+    def __init__(
+        self, model: BiVRec, domain: Domain, run: Run, accelerator: Accelerator, pretrained: tuple[str, ...] = ()
+    ) -> None:
+        """`pretrained` names the views whose towers start from published weights (see `tower_learning_rate`)."""
+        config = run.config
+        self._run = run
+        self._config: Config = config
+        self._accelerator = accelerator
+        self._model = model
+        self._pretrained = [p for view in pretrained for p in model.tower(view).parameters()]
+        if config.training.frozen_tower_steps == -1:
+            for parameter in self._pretrained:
+                parameter.requires_grad_(False)
+        train = domain.sequences("train")
+        self._sampler = BatchSampler(
+            train,
+            batch_size=config.training.batch_size,
+            max_history=config.model.max_history,
+            min_history=config.training.min_history,
+            targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
+            seed=config.training.seed,
+        )
+        counts = torch.bincount(torch.from_numpy(train.items.astype("int64")), minlength=domain.num_items + 1)
+        self._candidates = CandidateSampler(config.objective, counts.numpy(), config.training.seed)
+        self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
+        self._optimizer = make_optimizer(model, self._pretrained, config.training)
+        self._objective: nn.Module = accelerator.prepare(Objective(model, config.objective))
+        self._progress = Progress()
+        if config.training.batch_size % (accelerator.num_processes * config.training.accumulate):
+            raise BivrecError(
+                f"training.batch_size: {config.training.batch_size} sequences do not divide into "
+                f"{accelerator.num_processes} processes x {config.training.accumulate} micro-batches"
+            )
+
+    def train(self, resume: bool = False) -> Progress:
+        """Train until the last step, until patience is lost, or until an interrupt, and return the progress.
+
+        With `resume`, go on from the last checkpoint, bit for bit as if there had been no interruption.
+        Raises BivrecError if the loss is not finite.
+        """
+        if resume and self._run.checkpoint("last").exists():
+            self._progress = load_checkpoint(self._run.checkpoint("last"), self._model, self._optimizer)
+        if self._accelerator.is_main_process:
+            self._run.forget_metrics_after(self._progress.step)
+        settings = self._config.training
+        started = time.monotonic() - self._progress.seconds
+        bar = tqdm(
+            total=settings.steps,
+            initial=self._progress.step,
+            desc="training",
+            unit="step",
+            disable=not self._accelerator.is_main_process or None,
+        )
+        report = _Report()
+        with _interrupt_flag() as interrupted, bar:
+            while self._progress.step < settings.steps and not self._progress.finished:
+                parts = self._step(self._progress.step)
+                self._progress.step += 1
+                report.add(parts)
+                bar.update()
+                step = self._progress.step
+                at_evaluation = step % settings.evaluate_every == 0 or step == settings.steps
+                if at_evaluation or step % REPORT_EVERY == 0:
+                    self._log({"split": "train", **report.means(step)})
+                stop = self._any_process(interrupted())
+                if at_evaluation:
+                    self._progress.seconds = time.monotonic() - started
+                    recall = self._validate()
+                    bar.set_postfix({SELECTION_METRIC: f"{recall:.4f}", "best": f"{self._progress.best_recall:.4f}"})
+                if at_evaluation or stop:
+                    self._progress.seconds = time.monotonic() - started
+                    self._save("last", self._optimizer)
+                if stop:
+                    raise BivrecError(
+                        f"{self._run.path}: interrupted at step {self._progress.step} and saved; "
+                        "go on with the same command and --resume"
+                    )
+        return self._progress
+
+    def _step(self, step: int) -> dict[str, Tensor]:
+        """One optimiser step; returns the parts of the loss, without waiting for the device."""
+        settings, accelerator = self._config.training, self._accelerator
+        self._objective.train()
+        # A function of the step, so a resumed run draws the noise that the uninterrupted one would have drawn.
+        torch.manual_seed(((settings.seed * 1_000_003 + step) * 4096 + accelerator.process_index) % 2**63)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate_factor(settings, step)
+        self._optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        for micro in range(settings.accumulate):
+            part = accelerator.process_index * settings.accumulate + micro
+            batch = self._sampler.batch(step, part, accelerator.num_processes * settings.accumulate)
+            batch = batch.to(accelerator.device)
+            last = micro == settings.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(self._objective):
+                parts = self._objective(batch, self._candidates.draw(step, batch.targets))
+                accelerator.backward(parts["loss"] / settings.accumulate)
+            for name, value in parts.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / settings.accumulate
+        if step < settings.frozen_tower_steps:
+            for parameter in self._pretrained:
+                parameter.grad = None
+        if settings.clip_norm:
+            accelerator.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
+        self._optimizer.step()
+        return totals
+
+    def _validate(self) -> float:
+        """Evaluate every view, keep the best checkpoint, and count the evaluations without a gain."""
+        settings = self._config.training
+        views = (*self._model.views, "both") if len(self._model.views) > 1 else self._model.views
+        recalls = {}
+        for view in views:
+            scorer = ModelScorer(self._model, view)
+            result = evaluate(scorer, self._validation, EVALUATION_KS, accelerator=self._accelerator)
+            recalls[view] = result.metrics[SELECTION_METRIC]
+            self._log({"split": "validation", "step": self._progress.step, "view": view, **result.metrics})
+        recall = recalls.get(settings.selection_view, recalls[self._model.views[-1]])
+        if recall > self._progress.best_recall:
+            self._progress.best_recall = recall
+            self._progress.best_step = self._progress.step
+            self._progress.evaluations_without_gain = 0
+            self._save("best")
+        else:
+            self._progress.evaluations_without_gain += 1
+            self._progress.finished = 0 < settings.patience <= self._progress.evaluations_without_gain
+        return recall
+
+    def _save(self, name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
+        if self._accelerator.is_main_process:
+            save_checkpoint(self._run.checkpoint(name), self._model, self._progress, optimizer)
+        self._accelerator.wait_for_everyone()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self._accelerator.is_main_process:
+            self._run.append_metrics(record)
+        prefix = "/".join(str(record[key]) for key in ("split", "view") if key in record)
+        values = {f"{prefix}/{key}": value for key, value in record.items() if isinstance(value, float)}
+        self._accelerator.log(values, step=record["step"])
+
+    def _any_process(self, flag: bool) -> bool:
+        # All processes must leave the loop at the same step, or those that go on wait for the others forever.
+        return mean_over_processes(torch.tensor(float(flag), device=self._accelerator.device)).item() > 0
+
+
+class _Report:
+    """Means of the loss parts since the last report; sums stay on the device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._since = time.monotonic()
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._steps += 1
+
+    def means(self, step: int) -> dict[str, Any]:
+        """The report of the steps so far, and begin the next. Raises BivrecError if the loss is not finite."""
+        means = {name: mean_over_processes(value).item() / self._steps for name, value in self._sums.items()}
+        if not all(abs(value) < float("inf") for value in means.values()):
+            raise BivrecError(f"the loss is not finite at step {step}: {means}; lower training.learning_rate")
+        rate = self._steps / (time.monotonic() - self._since)
+        self.__init__()  # type: ignore[misc]
+        return {"step": step, **means, "steps_per_second": rate}
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """While open, Ctrl-C and SIGTERM only set a flag that the loop reads between steps; a second Ctrl-C kills."""
+    raised = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal raised
+        if raised:
+            raise KeyboardInterrupt
+        raised = True
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Only the main thread may set handlers; elsewhere, as in a notebook's worker, interrupts stay as they are.
+        previous = {}
+    try:
+        yield lambda: raised
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,162 @@
+"""Run: one training, a folder on disk.
+
+run.json           RunInfo: the configuration and where everything came from
+metrics.jsonl      one line per report: training losses, and the validation metrics of each view
+best.safetensors   weights with the best validation recall
+last.safetensors   weights and optimiser state, to resume from
+results.json       metrics of the best weights on the test users, written at the end
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bivrec.config import Config, config_from_dict
+from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.errors import BivrecError
+from bivrec.features.contract import check_contract
+from bivrec.files import new_file, new_folder, read_json, write_json
+from bivrec.model.bivrec import BiVRec, id_tower, mm_tower
+from bivrec.training.checkpoint import Progress, load_checkpoint, read_progress
+
+FORMAT_VERSION = 1
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """The content of run.json."""
+
+    format_version: int
+    stage: str
+    """`pretrain` or `finetune`."""
+    config: dict[str, Any]
+    domain: dict[str, Any]
+    """Name, path and checksum of the Domain, and its counts."""
+    features: dict[str, Any]
+    """Modality -> feature specification that the multimodal view reads."""
+    started_from: dict[str, Any] | None
+    """Provenance of the tower that was attached; None: fresh weights."""
+    command: str
+    versions: dict[str, str]
+
+
+class Run:
+    """A training on disk; `Run.open` checks it, `Run.create` starts one."""
+
+    def __init__(self, path: Path, info: RunInfo) -> None:
+        self.path = path
+        self.info = info
+        self.config: Config = config_from_dict(info.config, str(path / "run.json"))
+
+    @classmethod
+    def create(cls, path: Path, info: RunInfo, overwrite: bool = False) -> Run:
+        """Make the folder of a new Run. Raises BivrecError if it exists, unless `overwrite`."""
+        with new_folder(path, overwrite) as staging:
+            write_json(staging / "run.json", asdict(info))
+        return cls(Path(path), info)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a Run. Raises BivrecError if the folder is not one, or of a newer format."""
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            raise BivrecError(f"{path}: not a Run (no run.json); make one with `bivrec pretrain` or `bivrec finetune`")
+        values = read_json(path / "run.json")
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise BivrecError(
+                f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; upgrade bivrec"
+            )
+        try:
+            return cls(path, RunInfo(**values))
+        except TypeError as fault:
+            raise BivrecError(f"{path / 'run.json'}: not the description of a Run ({fault})") from None
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of the `best` or `last` checkpoint."""
+        return self.path / f"{name}.safetensors"
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """Specification of the features that the multimodal view reads, by modality."""
+        return {name: FeatureSpec(**spec) for name, spec in self.info.features.items()}
+
+    def progress(self, checkpoint: str = "best") -> Progress:
+        """How far the checkpoint's training was. Raises BivrecError if there is none yet."""
+        return read_progress(self.checkpoint(checkpoint))
+
+    def open_domain(self) -> Domain:
+        """The Domain of the training. Raises BivrecError if it is not where it was, or has changed."""
+        domain = Domain.open(self.info.domain["path"])
+        self.check_domain(domain)
+        return domain
+
+    def check_domain(self, domain: Domain) -> None:
+        """Raise BivrecError unless a Domain has the catalogue and the features of the training."""
+        if domain_record(domain)["catalogue"] != self.info.domain["catalogue"]:
+            raise BivrecError(
+                f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
+                f"not on those of {domain.path}; to use its tower there, publish it and evaluate with --zero-shot"
+            )
+        check_contract(self.feature_specs, domain.info.features, tower=str(self.path), domain=domain.path)
+
+    def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRec:
+        """The trained model on the Domain of its training.
+
+        Raises BivrecError if the Domain has another catalogue or other features, or the checkpoint is damaged.
+        """
+        self.check_domain(domain)
+        model = fresh_model(self.config, domain)
+        load_checkpoint(self.checkpoint(checkpoint), model)
+        return model
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """View -> metrics of the best checkpoint on the test users; empty until the training has ended."""
+        path = self.path / "results.json"
+        results: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+        return results
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed training will do again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with new_file(self.path / "metrics.jsonl") as staging:
+            staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def fresh_model(config: Config, domain: Domain) -> BiVRec:
+    """A model with untrained towers for the views of the configuration, on a Domain."""
+    towers = {}
+    if "id" in config.training.views:
+        towers["id"] = id_tower(config.model, domain.num_items)
+    if "mm" in config.training.views:
+        towers["mm"] = mm_tower(config.model, domain.features(config.model.modalities))
+    return BiVRec(towers)
+
+
+def domain_record(domain: Domain) -> dict[str, Any]:
+    """What a Run or an artefact records of a Domain; `catalogue` identifies its items and their order."""
+    return {
+        "name": domain.name,
+        "path": str(domain.path.resolve()),
+        "catalogue": domain.info.files["items/data-00000-of-00001.arrow"].sha256,
+        "num_items": domain.num_items,
+        "users": domain.info.users,
+        "interactions": domain.info.interactions,
+    }
