@@ -1,0 +1,182 @@
+"""`bivrec prepare`: raw data -> Domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bivrec.cli.options import FOLDER, overwrite_option
+
+if TYPE_CHECKING:
+    from bivrec.data.domain import Domain
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
+
+
+@click.group()
+def prepare() -> None:
+    """Turn raw data into a Domain: filter, split the users, and number the items."""
+
+
+def _domain_options(command: Command) -> Command:
+    for option in (
+        overwrite_option,
+        click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the 8:1:1 split of the users."),
+        click.option(
+            "--k-core",
+            default=5,
+            type=click.IntRange(0),
+            help="Fewest interactions of every user and item that is kept (0: keep all).",
+        ),
+        click.option("--name", help="Name of the Domain (default: that of its folder)."),
+        click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write."),
+    ):
+        command = option(command)
+    return command
+
+
+@prepare.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--texts", type=FOLDER, help="Table with columns item_id and text, to add to titles and genres.")
+@images_option
+@_domain_options
+def movielens(
+    folder: Path,
+    texts: Path | None,
+    images: Path | None,
+    to: Path,
+    name: str | None,
+    k_core: int,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Prepare an unpacked MovieLens set: 100K, 1M, 10M, 20M, 25M, 32M or latest. Images are named by movie id."""
+    from bivrec.data.movielens import read_movielens
+    from bivrec.data.prepare import prepare
+
+    raw = read_movielens(folder, texts=texts, images=images)
+    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+
+
+@prepare.command()
+@click.option("--reviews", required=True, multiple=True, type=FOLDER, help="File of reviews; may be given repeatedly.")
+@click.option("--metadata", multiple=True, type=FOLDER, help="File of item metadata; may be given repeatedly.")
+@images_option
+@_domain_options
+def amazon(
+    reviews: tuple[Path, ...],
+    metadata: tuple[Path, ...],
+    images: Path | None,
+    to: Path,
+    name: str | None,
+    k_core: int,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines, Parquet or CSV. Images are named by asin."""
+    from bivrec.data.amazon import read_amazon
+    from bivrec.data.prepare import prepare
+
+    raw = read_amazon(reviews, metadata, images=images)
+    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+
+
+@prepare.command()
+@click.option("--interactions", required=True, type=FOLDER, help="Table of interactions: a file, or a folder of parts.")
+@click.option("--items", type=FOLDER, help="Table of items: a file, or a folder of parts.")
+@images_option
+@click.option("--user-column", default="user_id", help="User ids, in the interactions.")
+@click.option("--item-column", default="item_id", help="Item ids, in both tables.")
+@click.option("--timestamp-column", default="timestamp", help="Integers or dates, in the interactions.")
+@click.option("--split-column", help="train, validation or test, in the interactions (default: split by --seed).")
+@click.option("--title-column", default="title", help="Titles, in the items.")
+@click.option("--text-column", default="text", help="Texts, in the items (default: the title).")
+@click.option("--image-column", default="image", help="File names of images, in the items (default: ITEM_ID.*).")
+@_domain_options
+def tables(
+    interactions: Path,
+    items: Path | None,
+    images: Path | None,
+    to: Path,
+    name: str | None,
+    k_core: int,
+    seed: int,
+    overwrite: bool,
+    **columns: str | None,
+) -> None:
+    """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""
+    from bivrec.data.prepare import prepare
+    from bivrec.data.tables import Columns, read_tables
+
+    names: dict[str, Any] = {option.removesuffix("_column"): column for option, column in columns.items()}
+    raw = read_tables(interactions, items, images=images, columns=Columns(**names))
+    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+
+
+@prepare.command()
+@click.option("--to", required=True, type=FOLDER, metavar="FOLDER", help="Folder for the Domains source and target.")
+@click.option("--users", default=600, help="Users of the source.")
+@click.option("--items", default=300, help="Items of the source.")
+@click.option("--mean-length", default=30.0, help="Mean interactions drawn for a user of the source.")
+@click.option("--target-users", default=400, help="Users of the target.")
+@click.option("--target-items", default=200, help="Items of the target.")
+@click.option("--target-mean-length", default=15.0, help="Mean interactions drawn for a user of the target.")
+@click.option("--topics", default=12, help="Topics that the two share.")
+@click.option("--images/--no-images", default=True, help="Draw an image of every item.")
+@click.option("--k-core", default=5, type=click.IntRange(0), help="Fewest interactions of users and items (0: all).")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the world and of the split of the users.")
+@overwrite_option
+def synthetic(
+    to: Path,
+    users: int,
+    items: int,
+    mean_length: float,
+    target_users: int,
+    target_items: int,
+    target_mean_length: float,
+    topics: int,
+    images: bool,
+    k_core: int,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Invent two domains that share topics but no items, with texts and images: a source and a transfer target.
+
+    The shape of MovieLens-25M: --users 162541 --items 62423 --mean-length 158 --topics 40 --no-images.
+    """
+    from bivrec.data.synthetic import DomainSize, write_world
+
+    source = DomainSize(users, items, mean_length)
+    target = DomainSize(target_users, target_items, target_mean_length)
+    domains = write_world(
+        to, source=source, target=target, topics=topics, images=images, k_core=k_core, seed=seed, overwrite=overwrite
+    )
+    for domain in domains:
+        _report(domain)
+
+
+def _report(domain: Domain) -> None:
+    info = domain.info
+    click.echo(f"{domain.path}: {info.name} ({info.source['reader']})")
+    for split, users in info.users.items():
+        click.echo(f"  {split:<10} {users:>10,} users {info.interactions[split]:>12,} interactions")
+    total = sum(info.interactions.values())
+    density = total / (sum(info.users.values()) * info.num_items)
+    click.echo(f"  {'all':<10} {sum(info.users.values()):>10,} users {total:>12,} interactions")
+    click.echo(f"  {info.num_items:,} items, density {density:.4%}")
+    dropped = info.dropped
+    click.echo(
+        f"  dropped: {dropped['duplicate_interactions']:,} exact duplicates; by the {info.k_core}-core "
+        f"{dropped['k_core_users']:,} users, {dropped['k_core_items']:,} items and "
+        f"{dropped['k_core_interactions']:,} interactions; "
+        f"{dropped['items_without_interactions']:,} items without interactions"
+    )
+    click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")
+    if info.items_not_listed:
+        click.echo(f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items")
+    if dropped["images_not_found"]:
+        click.echo(f"  listed images that are not there: {dropped['images_not_found']:,}")

@@ -1,0 +1,120 @@
+"""Reader of the Amazon review sets of 2014, 2018 and 2023 (https://amazon-reviews-2023.github.io and its forerunners).
+
+Every review is an interaction, whatever its rating. An item's text is its title, brand, categories and description.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bivrec.data.columns import ID, PARQUET, TIME, column_names, kind_of, read_columns, read_json_lines
+from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.errors import BivrecError
+
+# User, item, time (2014 and 2018: in seconds, 2023: in milliseconds).
+REVIEW_COLUMNS = (("user_id", "parent_asin", "timestamp"), ("reviewerID", "asin", "unixReviewTime"))
+ITEM_KEYS = ("parent_asin", "asin")
+# Each line is the fields of which the sets use one.
+TEXT_KEYS = (("title",), ("brand", "store"), ("categories", "category"), ("description",))
+
+TAG = re.compile(r"<[^<>]*>")
+
+
+def read_amazon(reviews: Sequence[Path], metadata: Sequence[Path] = (), *, images: Path | None = None) -> RawData:
+    """Read JSON lines (also with .gz), Parquet, or CSV with a header; several files are read one after another.
+
+    The metadata of 2014 may be Python literals instead of JSON. An item's image is the file of `images` named by its
+    asin. Raises BivrecError naming the file and row of the first fault.
+    """
+    table = pa.concat_tables([_read_reviews(path) for path in reviews]).unify_dictionaries()
+    users, user_ids = encode_ids(table["user"])
+    items, item_ids = encode_ids(table["item"])
+    return RawData(
+        users=users,
+        items=items,
+        timestamps=table["timestamp"].to_numpy(),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        source={
+            "reader": "amazon",
+            "interactions": [path.name for path in reviews],
+            "items": [path.name for path in metadata],
+        },
+        catalogue=_read_metadata(metadata, set(item_ids.to_pylist())) if metadata else None,
+        images=images,
+    )
+
+
+def _read_reviews(path: Path) -> pa.Table:
+    found = column_names(path)
+    for user, item, timestamp in REVIEW_COLUMNS:
+        if {user, item, timestamp} <= set(found):
+            table = read_columns(path, {user: ID, item: ID, timestamp: TIME})
+            return table.rename_columns(["user", "item", "timestamp"])
+    expected = " or ".join(", ".join(names) for names in REVIEW_COLUMNS)
+    raise BivrecError(
+        f"{path}: row 1: expected {expected}; found {', '.join(found)[:200]}; "
+        "give a file of reviews, and a CSV file without a header one"
+    )
+
+
+def _read_metadata(paths: Sequence[Path], wanted: set[str]) -> pa.Table:
+    """The catalogue of the wanted items; of an item that is listed twice, the first."""
+    rows: dict[str, tuple[str, str]] = {}
+    for path in paths:
+        for row, values in _metadata_rows(path):
+            item = next((values[key] for key in ITEM_KEYS if values.get(key)), None)
+            if not isinstance(item, str):
+                raise BivrecError(
+                    f"{path}: row {row}: no {' or '.join(ITEM_KEYS)}; found {', '.join(values)[:200]}; "
+                    "give a file of metadata"
+                )
+            if item in wanted and item not in rows:
+                rows[item] = _title_and_text(values)
+    return catalogue_table(list(rows), [title for title, _ in rows.values()], [text for _, text in rows.values()])
+
+
+def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if kind_of(path) != PARQUET:
+        yield from read_json_lines(path, _parse)
+        return
+    keys = {*ITEM_KEYS, *(key for keys in TEXT_KEYS for key in keys)}
+    columns = [name for name in column_names(path) if name in keys]
+    row = 0
+    for batch in pq.ParquetFile(path).iter_batches(columns=columns):
+        for values in batch.to_pylist():
+            row += 1
+            yield row, values
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return ast.literal_eval(line)
+
+
+def _title_and_text(values: dict[str, Any]) -> tuple[str, str]:
+    parts = []
+    for keys in TEXT_KEYS:
+        strings = next((found for key in keys if (found := _strings(values.get(key)))), [])
+        # Categories repeat their parents.
+        parts.append(", ".join(dict.fromkeys(strings)))
+    return parts[0], ". ".join(part.rstrip(".") for part in parts if part)
+
+
+def _strings(value: Any) -> list[str]:
+    """All strings in a string or nested list, without markup and surplus blanks; [] for anything else."""
+    if isinstance(value, list):
+        return [text for part in value for text in _strings(part)]
+    text = " ".join(TAG.sub(" ", html.unescape(value)).split()) if isinstance(value, str) else ""
+    return [text] if text else []

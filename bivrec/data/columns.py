@@ -1,0 +1,259 @@
+"""Reading named columns of CSV, TSV, Parquet and JSON-lines files, and of folders of them (Spark's output).
+
+Ids and texts come as strings, timestamps as int64. Rows are counted from 1; the header of a CSV file is row 1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from bivrec.errors import BivrecError
+
+# Ids repeat, so they are held as codes into a dictionary: 25M strings would not fit the memory that their codes need.
+ID = pa.dictionary(pa.int32(), pa.string())
+TEXT = pa.string()
+TIME = pa.int64()
+INTEGER = pa.int32()
+EXPECTED = {
+    ID: "an id (a string or an integer)",
+    TIME: "an integer or a date",
+    INTEGER: "an integer",
+    TEXT: "a string",
+}
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+ROWS_PER_CHUNK = 100_000
+
+
+def read_columns(
+    path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
+    """The required columns and those of the optional ones that there are.
+
+    Ids and timestamps must not be empty. A timestamp is an integer, or of a date type (then in seconds since 1970).
+    Raises BivrecError if a file cannot be read, a required column is missing, or a value is of the wrong kind.
+    """
+    optional = optional or {}
+    parts = [_read_part(part, required, optional) for part in _parts(path)]
+    names = [name for name in (*required, *optional) if all(name in part.column_names for part in parts)]
+    return pa.concat_tables([part.select(names) for part in parts]).unify_dictionaries()
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file (of a folder: of its first part), for JSON lines the keys of the first object."""
+    path = _parts(path)[0]
+    kind = kind_of(path)
+    if kind in DELIMITERS:
+        with _faults_of(path), pa_csv.open_csv(path, parse_options=_quoted_fields(DELIMITERS[kind])) as reader:
+            return list(reader.schema.names)
+    if kind == PARQUET:
+        with _faults_of(path):
+            return list(pq.read_schema(path).names)
+    if kind in JSON_SUFFIXES:
+        return list(next((values for _, values in read_json_lines(path)), {}))
+    raise _unknown_format(path)
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells the format, without the .gz of a compressed file."""
+    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+
+
+def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row, object) for every line of a file, gzip-compressed if it ends in .gz; blank lines are skipped."""
+    row = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for row, line in enumerate(lines, 1):
+                if line.isspace():
+                    continue
+                value = parse(line)
+                if not isinstance(value, dict):
+                    raise BivrecError(f"{path}: row {row}: expected one JSON object a line, found {_short(line)}")
+                yield row, value
+    except FileNotFoundError:
+        raise _missing(path) from None
+    # zlib, gzip and EOFError: what damaged and truncated archives raise.
+    except (OSError, EOFError, zlib.error) as fault:
+        raise BivrecError(f"{path}: after row {row}: cannot be read ({fault}); fetch the file again") from None
+    except UnicodeDecodeError as fault:
+        raise BivrecError(f"{path}: after row {row}: not UTF-8 ({fault.reason}); convert the file") from None
+    except (ValueError, SyntaxError) as fault:
+        raise BivrecError(f"{path}: row {row}: not valid JSON ({fault}); mend or remove the line") from None
+
+
+def _parts(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    # Spark writes _SUCCESS and hidden checksum files beside the parts.
+    parts = sorted(part for part in path.iterdir() if part.is_file() and part.name[0] not in "._")
+    if not parts:
+        raise BivrecError(f"{path}: no files in the folder; expected parts such as part-00000.parquet")
+    return parts
+
+
+def _read_part(path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Table:
+    kind, types = kind_of(path), {**required, **optional}
+    if kind in DELIMITERS:
+        return read_delimited(path, types, required=tuple(required), delimiter=DELIMITERS[kind])
+    if kind == PARQUET:
+        return _read_parquet(path, types, tuple(required))
+    if kind in JSON_SUFFIXES:
+        return _read_json(path, types, tuple(required))
+    raise _unknown_format(path)
+
+
+def read_delimited(
+    path: Path,
+    types: Mapping[str, pa.DataType],
+    *,
+    required: Sequence[str],
+    delimiter: str,
+    names: Sequence[str] | None = None,
+) -> pa.Table:
+    """The columns of `types` that a delimited file has; `names` are those of a file without a header.
+
+    Raises BivrecError if the file cannot be read, a required column is missing, or a value is of the wrong kind.
+    """
+    # Arrow only counts rows when it reads in one thread.
+    read = pa_csv.ReadOptions(use_threads=False, column_names=names)
+    parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False) if names else _quoted_fields(delimiter)
+    if names is None:
+        found = column_names(path)
+        _check_columns(path, required, found)
+        types = {name: kind for name, kind in types.items() if name in found}
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
+    )
+    with _faults_of(path):
+        table = pa_csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
+    return _checked(path, table, types, first_row=1 if names else 2)
+
+
+def _read_parquet(path: Path, types: Mapping[str, pa.DataType], required: Sequence[str]) -> pa.Table:
+    with _faults_of(path):
+        found = pq.read_schema(path)
+    _check_columns(path, required, found.names)
+    types = {name: kind for name, kind in types.items() if name in found.names}
+    strings = [name for name, kind in types.items() if kind == ID and pa.types.is_string(found.field(name).type)]
+    # partitioning: the folders above a file say nothing about its columns.
+    with _faults_of(path):
+        table = pq.read_table(path, columns=list(types), read_dictionary=strings, partitioning=None)
+    return _checked(path, table, types, first_row=1)
+
+
+def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[str]) -> pa.Table:
+    chunks = []
+    rows = read_json_lines(path)
+    while block := list(islice(rows, ROWS_PER_CHUNK)):
+        for row, values in block:
+            if missing := [name for name in required if name not in values]:
+                raise BivrecError(f"{path}: row {row}: no {_quoted(missing)}; found {_quoted(values)}")
+            for name, kind in types.items():
+                if not _fits(values.get(name), kind):
+                    raise BivrecError(
+                        f"{path}: row {row}: {name} {_short(values[name])}: expected {EXPECTED[kind]}; mend the row"
+                    )
+        columns = [_json_column([values.get(name) for _, values in block], kind) for name, kind in types.items()]
+        chunks.append(pa.table(columns, names=list(types)))
+    if not chunks:
+        raise BivrecError(f"{path}: the file is empty")
+    return _checked(path, pa.concat_tables(chunks), types, first_row=1)
+
+
+def _json_column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if kind == TIME:
+        return pa.array(values, TIME)
+    strings = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return strings.dictionary_encode() if kind == ID else strings
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, {ID: int | str, TIME: int, TEXT: str}[kind])
+
+
+def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], first_row: int) -> pa.Table:
+    """`table` in the wanted types, once ids and timestamps are known to be complete."""
+    columns = []
+    for name, kind in types.items():
+        column = table[name]
+        if kind != TEXT and column.null_count:
+            row = pc.index(column.is_null(), True).as_py() + first_row
+            raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
+        columns.append(_cast(column, kind, f"{path}: column '{name}'"))
+    return pa.table(columns, names=list(types))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedArray:
+    found = column.type
+    if found == kind or pa.types.is_null(found):
+        return column.cast(kind)
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    if kind == TIME and (pa.types.is_timestamp(found) or pa.types.is_date(found)):
+        return column.cast(pa.timestamp("s"), safe=False).cast(TIME)
+    if kind == TIME and (pa.types.is_integer(found) or pa.types.is_floating(found)):
+        return column.cast(TIME)
+    if kind == ID and (is_text or pa.types.is_integer(found)):
+        return column.dictionary_encode().cast(ID)
+    if (kind == ID and pa.types.is_dictionary(found)) or (kind == TEXT and is_text):
+        return column.cast(kind)
+    raise BivrecError(f"{where} is of type {found}: expected {EXPECTED[kind]}; convert the column")
+
+
+def _check_columns(path: Path, required: Sequence[str], found: Sequence[str]) -> None:
+    if missing := [name for name in required if name not in found]:
+        raise BivrecError(
+            f"{path}: no column {_quoted(missing)}; found {_quoted(found)}; name the right columns by the options"
+        )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _short(value: object) -> str:
+    text = str(value).strip()
+    return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def _quoted_fields(delimiter: str) -> pa_csv.ParseOptions:
+    return pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Arrow's exceptions as BivrecError; those of CSV files name the row and the value."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (pa.ArrowException, OSError) as fault:
+        raise BivrecError(f"{path}: cannot be read: {' '.join(str(fault).split())}; mend the file") from None
+
+
+def _unknown_format(path: Path) -> BivrecError:
+    return BivrecError(
+        f"{path}: unknown format '{kind_of(path)}'; expected .parquet, .csv, .tsv or .jsonl (text also with .gz)"
+    )
+
+
+def _missing(path: Path) -> BivrecError:
+    return BivrecError(f"{path}: no such file; check the path")

@@ -1,0 +1,305 @@
+"""Domain: a prepared data set, a folder on disk.
+
+    domain.json           DomainInfo
+    sequences/            datasets.DatasetDict: one row per user, items in time order
+    items/                datasets.Dataset: row k describes item index k + 1
+    features.safetensors  after `bivrec encode`: frozen features of the items
+
+Item index 0 is padding; indices 1..V go by decreasing number of interactions of the training users, ties by item id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bivrec.errors import BivrecError
+from bivrec.files import new_file, read_json, sha256, write_json
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+MODALITIES = ("text", "image")
+INFO_FILE = "domain.json"
+FEATURES_FILE = "features.safetensors"
+
+SEQUENCE_COLUMNS = pa.schema(
+    {"user_id": pa.string(), "items": pa.list_(pa.int32()), "timestamps": pa.list_(pa.int64())}
+)
+ITEM_COLUMNS = pa.schema({name: pa.string() for name in ("item_id", "title", "text", "image")})
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """How the features of one modality were made; towers only accept features with an equal specification."""
+
+    encoder: str
+    """Model id, or `hashing`, `descriptor`, `file`."""
+    revision: str | None
+    dimension: int
+    pooling: str
+    whiten: bool
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the Domain must look like."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """The content of domain.json."""
+
+    format_version: int
+    name: str
+    source: dict[str, Any]
+    """Reader, names of the raw files, and the reader's options."""
+    images: str | None
+    """Folder or tar of the images: absolute, or relative to the Domain."""
+    seed: int
+    k_core: int
+    num_items: int
+    users: dict[str, int]
+    """Split -> number of users."""
+    interactions: dict[str, int]
+    """Split -> number of interactions."""
+    dropped: dict[str, int]
+    """Reason -> number of users, items, interactions or images of the source that it removed."""
+    items_not_listed: int
+    """Items with interactions of which the source has no description; they are kept, without text and image."""
+    missing: dict[str, int]
+    """Modality -> number of items without it."""
+    features: dict[str, FeatureSpec]
+    files: dict[str, FileRecord]
+    """Path in the Domain -> size and checksum."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The users of a split in CSR layout: user `u` has the items `items[offsets[u]:offsets[u + 1]]`, oldest first."""
+
+    offsets: np.ndarray
+    """int64 [U + 1]."""
+    items: np.ndarray
+    """int32 [interactions]: item indices, 1..V; a view of the memory-mapped file."""
+    timestamps: np.ndarray
+    """int64 [interactions], in the unit of the source (seconds, or a rank)."""
+    user_ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, user: int) -> np.ndarray:
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [U]: interactions of each user."""
+        return np.diff(self.offsets)
+
+
+class Domain:
+    """A prepared data set that has been checked; `Domain.open(path)` makes one."""
+
+    def __init__(self, path: Path, info: DomainInfo) -> None:
+        self.path = path
+        self.info = info
+        self.name = info.name
+        self.num_items = info.num_items
+
+    @classmethod
+    def open(cls, path: str | Path) -> Domain:
+        """Open a Domain; only sizes are checked, `verify` reads every byte.
+
+        Raises BivrecError if the folder is not a Domain, is of a newer format, or a file is missing or truncated.
+        """
+        path = Path(path)
+        if not (path / INFO_FILE).is_file():
+            raise BivrecError(f"{path}: not a Domain (no {INFO_FILE}); make one with `bivrec prepare`")
+        domain = cls(path, _read_info(path / INFO_FILE))
+        for name, record in domain.info.files.items():
+            if not (path / name).is_file():
+                raise BivrecError(f"{path / name}: missing; the Domain is incomplete, prepare it again")
+            if (size := (path / name).stat().st_size) != record.bytes:
+                raise BivrecError(
+                    f"{path / name}: {size} bytes where {record.bytes} were written; "
+                    "the file is damaged, make the Domain again"
+                )
+        return domain
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; BivrecError names the first that differs."""
+        for name, record in self.info.files.items():
+            if sha256(self.path / name) != record.sha256:
+                raise BivrecError(f"{self.path / name}: the checksum differs; the file was changed, make it again")
+
+    @property
+    def images(self) -> Path | None:
+        """Folder or tar of the item images, None if the Domain has none."""
+        return None if self.info.images is None else self.path / self.info.images
+
+    def sequences(self, split: str) -> Sequences:
+        """The users of `split`, ordered by user id."""
+        if split not in SPLITS:
+            raise BivrecError(f"split '{split}': expected one of {', '.join(SPLITS)}")
+        table = datasets.load_from_disk(str(self.path / "sequences" / split), keep_in_memory=False).data.table
+        items, timestamps = _one_array(table["items"]), _one_array(table["timestamps"])
+        return Sequences(
+            offsets=items.offsets.to_numpy().astype(np.int64),
+            items=items.values.to_numpy(zero_copy_only=True),
+            timestamps=timestamps.values.to_numpy(zero_copy_only=True),
+            user_ids=table["user_id"].to_pylist(),
+        )
+
+    def item_table(self) -> datasets.Dataset:
+        """Rows of item_id, title, text, image; row k is item index k + 1."""
+        return datasets.load_from_disk(str(self.path / "items"), keep_in_memory=False)
+
+    def item_ids(self) -> list[str]:
+        """Item ids; entry k is item index k + 1."""
+        ids: list[str] = self.item_table().data.table["item_id"].to_pylist()
+        return ids
+
+    def features(self, modalities: tuple[str, ...]) -> Tensor:
+        """Float32 [V + 1, sum of dimensions]: the features of the modalities side by side, in the given order.
+
+        Row 0 (padding) and the rows of items without the modality are zeros.
+        """
+        return torch.cat([self._read_feature(name, name).float() for name in modalities], dim=1)
+
+    def has_modality(self, modality: str) -> Tensor:
+        """Bool [V + 1]: which items have features of the modality."""
+        return self._read_feature(modality, f"has_{modality}").bool()
+
+    def with_features(
+        self, features: Mapping[str, Tensor], present: Mapping[str, Tensor], specs: Mapping[str, FeatureSpec]
+    ) -> Domain:
+        """Store features [V + 1, d] and presence [V + 1] by modality, keep those of other modalities, and reopen."""
+        tensors = {}
+        for name in sorted({*self.info.features, *features}):
+            values, has = (
+                (features[name].float(), present[name].bool())
+                if name in features
+                else (self._read_feature(name, name), self.has_modality(name))
+            )
+            tensors[name] = values.masked_fill(~has[:, None], 0).contiguous()
+            tensors[f"has_{name}"] = has.contiguous()
+        missing = {name: int((~present[name][1:]).sum()) for name in features}
+        files = {name: record for name, record in self.info.files.items() if name != FEATURES_FILE}
+        bare = dataclasses.replace(self.info, features={}, files=files)
+        with new_file(self.path / FEATURES_FILE) as staging:
+            save_file(tensors, staging)
+            record = _record(staging)
+            # Killed between the two renames, the Domain must open: as one without features.
+            _write_info(self.path, bare)
+        info = dataclasses.replace(
+            bare,
+            features={**self.info.features, **specs},
+            missing={**self.info.missing, **missing},
+            files={**files, FEATURES_FILE: record},
+        )
+        _write_info(self.path, info)
+        return Domain.open(self.path)
+
+    def _read_feature(self, modality: str, key: str) -> Tensor:
+        if modality not in self.info.features:
+            raise BivrecError(
+                f"{self.path}: no {modality} features; make them with `bivrec encode {self.path} --{modality} ...`"
+            )
+        try:
+            with safe_open(self.path / FEATURES_FILE, framework="pt") as stored:
+                tensor: Tensor = stored.get_tensor(key)
+        except SafetensorError as fault:
+            raise BivrecError(f"{self.path / FEATURES_FILE}: {fault}; encode the Domain again") from None
+        return tensor
+
+
+def write_domain(folder: Path, info: DomainInfo, sequences: Mapping[str, Sequences], items: pa.Table) -> None:
+    """Fill an empty folder with a Domain; `info.files` is completed with every file that lies in the folder then.
+
+    `items` has the columns item_id, title, text, image; row k is item index k + 1.
+    """
+    for split in SPLITS:
+        _save_table(_sequence_table(sequences[split]), folder / "sequences" / split)
+    write_json(folder / "sequences" / "dataset_dict.json", {"splits": list(SPLITS)})
+    _save_table(items.select(ITEM_COLUMNS.names).cast(ITEM_COLUMNS), folder / "items")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    records = {path.relative_to(folder).as_posix(): _record(path) for path in files}
+    _write_info(folder, dataclasses.replace(info, files=records))
+
+
+def _sequence_table(sequences: Sequences) -> pa.Table:
+    offsets = pa.array(sequences.offsets, pa.int32())
+    columns = [
+        pa.array(sequences.user_ids, pa.string()),
+        pa.ListArray.from_arrays(offsets, pa.array(sequences.items, pa.int32())),
+        pa.ListArray.from_arrays(offsets, pa.array(sequences.timestamps, pa.int64())),
+    ]
+    return pa.Table.from_arrays(columns, schema=SEQUENCE_COLUMNS)
+
+
+def _save_table(table: pa.Table, folder: Path) -> None:
+    """Write what `Dataset.save_to_disk` writes, with two differences.
+
+    The table is one Arrow record batch, so that a reader can map a column as one array, where `datasets` makes
+    batches of 1,000 rows; and the fingerprint is that of the content, so that the same input gives the same bytes.
+    """
+    folder.mkdir(parents=True)
+    data = folder / "data-00000-of-00001.arrow"
+    with pa.OSFile(str(data), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": data.name}],
+        "_fingerprint": sha256(data)[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name if folder.name in SPLITS else None,
+    }
+    write_json(folder / "state.json", state)
+    write_json(folder / "dataset_info.json", {"features": datasets.Features.from_arrow_schema(table.schema).to_dict()})
+
+
+def _read_info(path: Path) -> DomainInfo:
+    values = read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise BivrecError(f"{path}: no format_version; the file does not describe a Domain, prepare it again")
+    if version > FORMAT_VERSION:
+        raise BivrecError(
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that this bivrec reads; "
+            "upgrade bivrec or prepare the Domain again"
+        )
+    try:
+        values["features"] = {name: FeatureSpec(**spec) for name, spec in values["features"].items()}
+        values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+        return DomainInfo(**values)
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise BivrecError(f"{path}: fields missing or unknown ({fault}); the file is damaged, prepare again") from None
+
+
+def _write_info(folder: Path, info: DomainInfo) -> None:
+    write_json(folder / INFO_FILE, dataclasses.asdict(info))
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(path.stat().st_size, sha256(path))
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.ListArray:
+    # combine_chunks copies even a single chunk.
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -1,0 +1,46 @@
+"""Which images there are, and which item each belongs to."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from bivrec.errors import BivrecError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
+def find_images(source: Path, item_ids: Sequence[str], names: Sequence[str | None]) -> tuple[list[str | None], int]:
+    """For every item the path of its image in a folder or tar, None if it has none; and how many names are not there.
+
+    An item's image is the file that `names` names (with or without its folder), or else the file named after its id.
+    """
+    files = _image_files(source)
+    if not files:
+        raise BivrecError(f"{source}: no images ({', '.join(SUFFIXES)}) in it; check --images")
+    by_name = {PurePosixPath(file).name: file for file in reversed(files)} | {file: file for file in files}
+    by_stem = {PurePosixPath(file).stem: file for file in reversed(files)}
+    found = [
+        by_stem.get(item) if name is None else by_name.get(name.removeprefix("./"))
+        for item, name in zip(item_ids, names, strict=True)
+    ]
+    unfound = sum(name is not None and file is None for name, file in zip(names, found, strict=True))
+    return found, unfound
+
+
+def _image_files(source: Path) -> list[str]:
+    """Sorted paths, relative to the folder or as in the tar (without a leading ./)."""
+    if source.is_dir():
+        files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    else:
+        try:
+            with tarfile.open(source, "r:") as archive:
+                files = [member.name.removeprefix("./") for member in archive if member.isfile()]
+        except FileNotFoundError:
+            raise BivrecError(f"{source}: no such folder or tar of images; check --images") from None
+        except (tarfile.TarError, OSError) as fault:
+            raise BivrecError(
+                f"{source}: not an uncompressed tar ({fault}); give a folder or a .tar of images"
+            ) from None
+    return sorted(file for file in files if PurePosixPath(file).suffix.lower() in SUFFIXES)

@@ -1,0 +1,213 @@
+"""Preparation: raw interactions -> Domain.
+
+Rules, in this order:
+
+1. A user's interactions are ordered by timestamp, those of equal timestamp by their order in the file.
+2. Rows that repeat user, item and timestamp are dropped; a later interaction with the same item is kept.
+3. Users and items with fewer than `k_core` interactions are dropped, again and again until none is left.
+4. The users that remain, sorted by id, are split 8:1:1 by a permutation of the seed, unless the source splits them.
+5. Items without interactions are dropped; the rest are numbered by popularity among the training users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bivrec.data.domain import FORMAT_VERSION, MODALITIES, SPLITS, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.images import find_images
+from bivrec.data.raw import RawData, catalogue_table
+from bivrec.errors import BivrecError
+from bivrec.files import new_folder
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Interactions sorted by user (in the order of ids) and time."""
+
+    users: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def where(self, keep: np.ndarray) -> _Log:
+        return self if keep.all() else _Log(self.users[keep], self.items[keep], self.timestamps[keep])
+
+
+def prepare(
+    raw: RawData, path: str | Path, *, name: str | None = None, k_core: int = 5, seed: int = 0, overwrite: bool = False
+) -> Domain:
+    """Prepare `raw` by the rules of this module and write the Domain to `path`; `name` defaults to the folder's.
+
+    Raises BivrecError if nothing is left, or if too few users are left to split.
+    """
+    path = Path(path)
+    if k_core < 0 or seed < 0:
+        raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
+    if path.exists() and not overwrite:
+        raise BivrecError(f"{path}: exists already; choose another folder or pass --overwrite")
+    user_order, user_rank = _by_id(raw.user_ids)
+    log = _in_time_order(raw, user_rank)
+    unique = log.where(~_repeated(log))
+    kept = _core(unique, k_core, len(raw.user_ids), len(raw.item_ids))
+    if not len(kept):
+        raise BivrecError(
+            f"k-core {k_core} removes every one of the {len(unique)} interactions of "
+            f"{len(raw.user_ids)} users and {len(raw.item_ids)} items; lower --k-core"
+            if len(unique)
+            else "there are no interactions; check the files"
+        )
+    user_split = _split(kept, raw.splits if raw.splits is None else raw.splits[user_order], len(user_order), seed)
+    item_index, item_codes = _popularity_index(kept, user_split, raw.item_ids)
+    items, unknown, unfound = _item_table(raw, item_codes)
+    user_ids = raw.user_ids.take(pa.array(user_order))
+    sequences = {split: _sequences(kept, user_split == k, item_index, user_ids) for k, split in enumerate(SPLITS)}
+    users_before, items_before = _num_distinct(unique.users), _num_distinct(unique.items)
+    info = DomainInfo(
+        format_version=FORMAT_VERSION,
+        name=name or path.resolve().name,
+        source=dict(raw.source),
+        images=_images_location(raw.images, path),
+        seed=seed,
+        k_core=k_core,
+        num_items=len(items),
+        users={split: len(part) for split, part in sequences.items()},
+        interactions={split: len(part.items) for split, part in sequences.items()},
+        dropped={
+            "duplicate_interactions": len(log) - len(unique),
+            "k_core_users": users_before - sum(len(part) for part in sequences.values()),
+            "k_core_items": items_before - len(items),
+            "k_core_interactions": len(unique) - len(kept),
+            "items_without_interactions": _num_only_listed(raw),
+            "images_not_found": unfound,
+        },
+        items_not_listed=unknown,
+        missing={name: items[name].null_count for name in MODALITIES},
+        features={},
+        files={},
+    )
+    with new_folder(path, overwrite) as staging:
+        write_domain(staging, info, sequences, items)
+    return Domain.open(path)
+
+
+def _by_id(ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in the order of their ids, and the rank of every code in that order (int32)."""
+    order = pc.sort_indices(ids).to_numpy()
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    return order, rank
+
+
+def _in_time_order(raw: RawData, user_rank: np.ndarray) -> _Log:
+    users = user_rank[raw.users]
+    # lexsort is stable, so rows of equal time keep the order of the file.
+    order = np.lexsort((raw.timestamps, users))
+    return _Log(users[order], raw.items[order], raw.timestamps[order])
+
+
+def _repeated(log: _Log) -> np.ndarray:
+    """Bool [n]: rows whose user, item and timestamp occurred in an earlier row."""
+    same_as_previous = (log.users[1:] == log.users[:-1]) & (log.timestamps[1:] == log.timestamps[:-1])
+    tied = np.zeros(len(log), bool)
+    tied[1:] |= same_as_previous
+    tied[:-1] |= same_as_previous
+    rows = np.flatnonzero(tied)
+    moment = np.cumsum(np.concatenate([[True], ~same_as_previous]))[rows] if len(rows) else rows
+    order = np.lexsort((log.items[rows], moment))
+    again = (np.diff(moment[order]) == 0) & (np.diff(log.items[rows][order]) == 0)
+    repeated = np.zeros(len(log), bool)
+    repeated[rows[order[1:][again]]] = True
+    return repeated
+
+
+def _core(log: _Log, k: int, num_users: int, num_items: int) -> _Log:
+    while len(log):
+        few_users = np.bincount(log.users, minlength=num_users) < k
+        few_items = np.bincount(log.items, minlength=num_items) < k
+        smaller = log.where(~(few_users[log.users] | few_items[log.items]))
+        if len(smaller) == len(log):
+            break
+        log = smaller
+    return log
+
+
+def _split(log: _Log, given: np.ndarray | None, num_users: int, seed: int) -> np.ndarray:
+    """Int8 [num_users]: position in SPLITS, -1 for users without interactions."""
+    split = np.full(num_users, -1, np.int8)
+    users = np.flatnonzero(np.bincount(log.users, minlength=num_users))
+    if given is not None:
+        split[users] = given[users]
+        if not (split == 0).any():
+            raise BivrecError("no training users are left; check the split column, or lower --k-core")
+        return split
+    if len(users) < len(SPLITS):
+        raise BivrecError(f"{len(users)} users are left, at least {len(SPLITS)} are needed to split; lower --k-core")
+    shuffled = np.random.default_rng(seed).permutation(users)
+    tenth = max(1, len(users) // 10)
+    split[shuffled] = 0
+    split[shuffled[-2 * tenth : -tenth]] = 1
+    split[shuffled[-tenth:]] = 2
+    return split
+
+
+def _popularity_index(log: _Log, user_split: np.ndarray, item_ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Item index (1..V) by code, 0 for items without interactions; and the codes in the order of the index."""
+    occurs = np.bincount(log.items, minlength=len(item_ids)) > 0
+    popularity = np.bincount(log.items[user_split[log.users] == 0], minlength=len(item_ids))
+    _, id_rank = _by_id(item_ids)
+    order = np.lexsort((id_rank, -popularity))
+    codes = order[occurs[order]]
+    index = np.zeros(len(item_ids), np.int32)
+    index[codes] = np.arange(1, len(codes) + 1, dtype=np.int32)
+    return index, codes
+
+
+def _sequences(log: _Log, of_split: np.ndarray, item_index: np.ndarray, user_ids: pa.StringArray) -> Sequences:
+    part = log.where(of_split[log.users])
+    lengths = np.bincount(part.users, minlength=len(of_split))[of_split]
+    return Sequences(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=item_index[part.items],
+        timestamps=part.timestamps,
+        user_ids=user_ids.filter(pa.array(of_split)).to_pylist(),
+    )
+
+
+def _item_table(raw: RawData, codes: np.ndarray) -> tuple[pa.Table, int, int]:
+    """The items in the order of the index; how many the catalogue lacks, and how many named images do not exist."""
+    ids = raw.item_ids.take(pa.array(codes))
+    if raw.catalogue is None:
+        table, unknown = catalogue_table(ids, pa.nulls(len(ids)), pa.nulls(len(ids))), 0
+    else:
+        rows = pc.index_in(ids, value_set=raw.catalogue["item_id"].combine_chunks())
+        table, unknown = raw.catalogue.take(rows).set_column(0, "item_id", ids), rows.null_count
+    if raw.images is None:
+        return table, unknown, 0
+    images, unfound = find_images(raw.images, ids.to_pylist(), table["image"].to_pylist())
+    return table.set_column(3, "image", pa.array(images, pa.string())), unknown, unfound
+
+
+def _num_only_listed(raw: RawData) -> int:
+    if raw.catalogue is None:
+        return 0
+    return int(pc.sum(pc.invert(pc.is_in(raw.catalogue["item_id"], value_set=raw.item_ids))).as_py() or 0)
+
+
+def _num_distinct(codes: np.ndarray) -> int:
+    return int(np.count_nonzero(np.bincount(codes)))
+
+
+def _images_location(images: Path | None, domain: Path) -> str | None:
+    """Relative if the images lie beside the Domain, so that both can be moved together."""
+    if images is None:
+        return None
+    if images.resolve().parent == domain.resolve().parent:
+        return f"../{images.resolve().name}"
+    return str(images.resolve())

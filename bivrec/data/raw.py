@@ -1,0 +1,58 @@
+"""RawData: what every reader hands to `prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bivrec.data.domain import ITEM_COLUMNS
+
+Column: TypeAlias = "pa.Array | pa.ChunkedArray | list[str | None]"
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Interactions in the order of the file, as codes, and what is known of the items."""
+
+    users: np.ndarray
+    """int32 [n]: position in `user_ids`."""
+    items: np.ndarray
+    """int32 [n]: position in `item_ids`."""
+    timestamps: np.ndarray
+    """int64 [n]."""
+    user_ids: pa.StringArray
+    item_ids: pa.StringArray
+    source: Mapping[str, Any]
+    """Reader and names of the files, for domain.json."""
+    catalogue: pa.Table | None = None
+    """Columns item_id, title, text, image (null where unknown), in any order; may lack items."""
+    images: Path | None = None
+    """Folder or tar in which the images lie."""
+    splits: np.ndarray | None = None
+    """int8 [len(user_ids)]: position in SPLITS, if the source splits the users itself."""
+
+
+def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
+    """Codes (int32 [n]) and the id of every code, for a column of strings or integers without nulls."""
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.indices.to_numpy(), encoded.dictionary.cast(pa.string())
+
+
+def catalogue_table(item_ids: Column, titles: Column, texts: Column, images: Column | None = None) -> pa.Table:
+    """A catalogue of items; blank values count as unknown, and an unknown text is replaced by the title."""
+    columns = [item_ids, titles, texts, pa.nulls(len(item_ids), pa.string()) if images is None else images]
+    item_ids, *others = (
+        column if isinstance(column, pa.ChunkedArray) else pa.array(column, pa.string()) for column in columns
+    )
+    titles, texts, images = (_null_if_blank(column) for column in others)
+    return pa.Table.from_arrays([item_ids, titles, pc.coalesce(texts, titles), images], schema=ITEM_COLUMNS)
+
+
+def _null_if_blank(column: Column) -> Column:
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)

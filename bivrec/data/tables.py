@@ -1,0 +1,90 @@
+"""Reader of the user's own tables: interactions and, optionally, items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bivrec.data.columns import ID, TEXT, TIME, read_columns
+from bivrec.data.domain import SPLITS
+from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.errors import BivrecError
+
+SPLIT_NAMES = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of the tables are called; the first three must exist, the others are used if they do."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str = "timestamp"
+    split: str | None = None
+    """Column that assigns every user to train, validation or test; None: split by the seed."""
+    title: str = "title"
+    text: str = "text"
+    image: str = "image"
+
+
+def read_tables(
+    interactions: Path, items: Path | None = None, *, images: Path | None = None, columns: Columns | None = None
+) -> RawData:
+    """Read CSV, TSV, Parquet or JSON lines, each a file or a folder of parts.
+
+    Raises BivrecError for unreadable files, missing columns, bad values and users of two splits.
+    """
+    columns = columns or Columns()
+    required = {columns.user: ID, columns.item: ID, columns.timestamp: TIME}
+    if columns.split:
+        required[columns.split] = ID
+    table = read_columns(interactions, required)
+    users, user_ids = encode_ids(table[columns.user])
+    item_codes, item_ids = encode_ids(table[columns.item])
+    source = {"reader": "tables", "interactions": interactions.name}
+    if items:
+        source["items"] = items.name
+    return RawData(
+        users=users,
+        items=item_codes,
+        timestamps=table[columns.timestamp].to_numpy(),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        source=source,
+        catalogue=_read_items(items, columns) if items else None,
+        images=images,
+        splits=_read_splits(interactions, table[columns.split], users, user_ids) if columns.split else None,
+    )
+
+
+def _read_items(path: Path, columns: Columns) -> pa.Table:
+    table = read_columns(path, {columns.item: ID}, {columns.title: TEXT, columns.text: TEXT, columns.image: TEXT})
+    unknown = pa.nulls(len(table), TEXT)
+    title, text, image = (
+        table[name] if name in table.column_names else unknown for name in (columns.title, columns.text, columns.image)
+    )
+    return catalogue_table(table[columns.item].cast(TEXT), title, text, image)
+
+
+def _read_splits(path: Path, column: pa.ChunkedArray, users: np.ndarray, user_ids: pa.StringArray) -> np.ndarray:
+    codes, names = encode_ids(column)
+    known = np.array([SPLIT_NAMES.get(name, -1) for name in names.to_pylist()], np.int8)
+    if (known < 0).any():
+        wrong = int(np.flatnonzero(known < 0)[0])
+        row = int(np.flatnonzero(codes == wrong)[0])
+        raise BivrecError(
+            f"{path}: interaction {row + 1}: split '{names[wrong]}': expected {', '.join(SPLITS)}; mend the column"
+        )
+    of_row = known[codes]
+    split = np.empty(len(user_ids), np.int8)
+    split[users] = of_row
+    if len(clash := np.flatnonzero(split[users] != of_row)):
+        user = user_ids[int(users[clash[0]])]
+        raise BivrecError(
+            f"{path}: interaction {clash[0] + 1}: user '{user}' is in two splits; "
+            "expected all interactions of a user in one"
+        )
+    return split

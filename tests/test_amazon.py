@@ -1,0 +1,120 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bivrec.data.amazon import read_amazon
+from bivrec.errors import BivrecError
+
+REVIEWS_2014 = [
+    {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 100},
+    {"reviewerID": "A1", "asin": "B2", "overall": 1.0, "unixReviewTime": 200},
+]
+REVIEWS_2023 = [
+    {"user_id": "A1", "asin": "V1", "parent_asin": "B1", "timestamp": 100_000},
+    {"user_id": "A1", "asin": "V2", "parent_asin": "B2", "timestamp": 200_000},
+]
+ITEM_2014 = {
+    "asin": "B1",
+    "title": "Pen &amp; Ink",
+    "brand": "Acme",
+    "categories": [["Office", "Pens"], ["Office", "Ink"]],
+    "description": "It's <b>fine</b>.",
+}
+ITEM_2018 = {
+    "asin": "B1",
+    "title": "Pen &amp; Ink",
+    "brand": "Acme",
+    "category": ["Office", "Pens", "Ink"],
+    "description": ["It's", "", "fine."],
+}
+ITEM_2023 = {
+    "parent_asin": "B1",
+    "title": "Pen & Ink",
+    "store": "Acme",
+    "categories": ["Office", "Pens", "Ink"],
+    "description": ["It's fine."],
+}
+
+
+def lines(path, rows, write=json.dumps):
+    content = "".join(write(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def as_rows(raw):
+    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
+    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("reviews", "item", "write"),
+    [
+        (REVIEWS_2014, ITEM_2014, repr),
+        (REVIEWS_2014, ITEM_2014, json.dumps),
+        (REVIEWS_2014, ITEM_2018, json.dumps),
+        (REVIEWS_2023, ITEM_2023, json.dumps),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json.gz", "jsonl"])
+def test_layouts(tmp_path, reviews, item, write, suffix):
+    other = {**item, "asin": "never", "parent_asin": "never"}
+    metadata = lines(tmp_path / f"meta.{suffix}", [item, {**item, "title": "again"}, other], write)
+    raw = read_amazon([lines(tmp_path / f"reviews.{suffix}", reviews)], [metadata])
+    unit = 1000 if reviews is REVIEWS_2023 else 1
+    assert as_rows(raw) == [("A1", "B1", 100 * unit), ("A1", "B2", 200 * unit)]
+    [row] = raw.catalogue.to_pylist()
+    assert row["title"] == "Pen & Ink"
+    description = "It's, fine" if item is ITEM_2018 else "It's fine"
+    if item is ITEM_2014:
+        description += " ."
+    assert row["text"].removesuffix(".").startswith(f"Pen & Ink. Acme. Office, Pens, Ink. {description[:4]}")
+
+
+def test_parquet_and_csv(tmp_path):
+    pq.write_table(pa.Table.from_pylist(REVIEWS_2023), tmp_path / "reviews.parquet")
+    pq.write_table(pa.Table.from_pylist([ITEM_2023]), tmp_path / "meta.parquet")
+    (tmp_path / "more.csv").write_text("user_id,parent_asin,rating,timestamp\nA2,B1,5.0,300000\n")
+    raw = read_amazon([tmp_path / "reviews.parquet", tmp_path / "more.csv"], [tmp_path / "meta.parquet"])
+    assert as_rows(raw) == [("A1", "B1", 100_000), ("A1", "B2", 200_000), ("A2", "B1", 300_000)]
+    assert raw.catalogue["text"].to_pylist() == ["Pen & Ink. Acme. Office, Pens, Ink. It's fine"]
+
+
+def test_fields_come_and_go(tmp_path):
+    odd = [{"asin": "B1", "title": None, "description": 5.0}, {"asin": "B2", "brand": ""}]
+    raw = read_amazon([lines(tmp_path / "r.json", REVIEWS_2014)], [lines(tmp_path / "m.json", odd)])
+    assert raw.catalogue["title"].to_pylist() == raw.catalogue["text"].to_pylist() == [None, None]
+
+
+def test_metadata_is_not_evaluated(tmp_path):
+    (tmp_path / "m.json").write_text("__import__('os').abort()\n")
+    with pytest.raises(BivrecError, match=r"m\.json: row 1: not valid JSON"):
+        read_amazon([lines(tmp_path / "r.json", REVIEWS_2014)], [tmp_path / "m.json"])
+
+
+def test_faults(tmp_path):
+    reviews = lines(tmp_path / "r.json", REVIEWS_2014)
+    with pytest.raises(BivrecError, match=r"r\.json: row 1: no parent_asin or asin|m\.json: row 1: no parent_asin"):
+        read_amazon([reviews], [lines(tmp_path / "m.json", [{"title": "x"}])])
+    with pytest.raises(BivrecError, match=r"row 1: expected user_id, parent_asin, timestamp or reviewerID, asin"):
+        read_amazon([lines(tmp_path / "x.json", [{"a": 1}])])
+    damaged = lines(tmp_path / "r.json.gz", REVIEWS_2014 * 1000)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(BivrecError, match=r"r\.json\.gz: after row \d+: cannot be read"):
+        read_amazon([damaged])
+
+
+@pytest.mark.skipif("BIVREC_DATA" not in os.environ, reason="needs real data: set BIVREC_DATA to its folder")
+def test_real_metadata_of_2014(tmp_path):
+    path = next((Path(os.environ["BIVREC_DATA"]) / "raw" / "amazon-2014-metadata").glob("*.gz"))
+    with gzip.open(path, "rt") as stream:
+        asins = [json.loads(line)["asin"] for line in stream]
+    reviews = [{"reviewerID": "A", "asin": asin, "unixReviewTime": 1} for asin in asins]
+    raw = read_amazon([lines(tmp_path / "r.jsonl", reviews)], [path])
+    assert len(raw.catalogue) == 3_658
+    assert raw.catalogue["text"].null_count == 0

@@ -1,0 +1,57 @@
+import pytest
+from click.testing import CliRunner
+
+from bivrec.cli import main
+from bivrec.data.domain import Domain
+
+
+@pytest.fixture
+def run():
+    def invoke(*arguments):
+        return CliRunner().invoke(main, ["prepare", *map(str, arguments)])
+
+    return invoke
+
+
+def test_tables(run, interactions_csv, tmp_path):
+    result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "shop", "--name", "my-shop")
+    assert result.exit_code == 0, result.output
+    assert "my-shop (tables)" in result.output
+    assert "10 users" in result.output
+    assert Domain.open(tmp_path / "shop").info.users == {"train": 8, "validation": 1, "test": 1}
+
+
+def test_column_options(run, tmp_path):
+    rows = "\n".join(f"{user},{item},{item}" for user in range(5) for item in range(5))
+    (tmp_path / "t.csv").write_text("u,i,t\n" + rows)
+    names = ["--user-column", "u", "--item-column", "i", "--timestamp-column", "t"]
+    assert run("tables", "--interactions", tmp_path / "t.csv", *names, "--to", tmp_path / "d").exit_code == 0
+
+
+def test_movielens(run, tmp_path):
+    rows = "\n".join(f"{user},{item},4.0,{item}" for user in range(5) for item in range(5))
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,One,Drama\n")
+    result = run("movielens", tmp_path, "--to", tmp_path / "d")
+    assert result.exit_code == 0, result.output
+    assert "not in the table of items (kept, without text and image): 4 items" in result.output
+
+
+def test_amazon(run, tmp_path):
+    rows = "\n".join(f"{user},{item},4.0,{item}" for user in range(5) for item in range(5))
+    (tmp_path / "reviews.csv").write_text("user_id,parent_asin,rating,timestamp\n" + rows)
+    result = run("amazon", "--reviews", tmp_path / "reviews.csv", "--to", tmp_path / "d")
+    assert result.exit_code == 0, result.output
+
+
+def test_synthetic(run, tmp_path):
+    result = run("synthetic", "--to", tmp_path / "world", "--users", 100, "--target-users", 60, "--no-images")
+    assert result.exit_code == 0, result.output
+    for name in ("source", "target"):
+        assert Domain.open(tmp_path / "world" / name).name == name
+
+
+def test_fault_is_one_line(run, tmp_path):
+    result = run("tables", "--interactions", tmp_path / "none.csv", "--to", tmp_path / "d")
+    assert result.exit_code == 1
+    assert result.output.strip() == f"Error: {tmp_path / 'none.csv'}: no such file; check the path"

@@ -1,0 +1,140 @@
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from bivrec.data.domain import FEATURES_FILE, SPLITS, Domain, FeatureSpec
+from bivrec.errors import BivrecError
+
+TEXT = FeatureSpec("hashing", None, 4, "mean", whiten=False)
+IMAGE = FeatureSpec("descriptor", None, 2, "mean", whiten=True)
+
+
+@pytest.fixture
+def domain(small_domain, tmp_path):
+    return Domain.open(shutil.copytree(small_domain.path, tmp_path / "domain"))
+
+
+def present(domain, *missing):
+    has = torch.ones(domain.num_items + 1, dtype=torch.bool)
+    has[[0, *missing]] = False
+    return has
+
+
+def test_sequences_are_views_of_the_file(small_domain):
+    for split in SPLITS:
+        sequences = small_domain.sequences(split)
+        assert not sequences.items.flags.owndata
+        assert sequences.items.dtype == np.int32
+        assert sequences.offsets.dtype == sequences.timestamps.dtype == np.int64
+        assert len(sequences) == len(sequences.user_ids) == small_domain.info.users[split]
+        assert sequences.offsets[-1] == len(sequences.items) == small_domain.info.interactions[split]
+        assert sequences.lengths.sum() == len(sequences.items)
+        assert all((np.diff(sequences.timestamps[first:last]) >= 0).all() for first, last in _bounds(sequences))
+        assert 1 <= sequences.items.min() <= sequences.items.max() <= small_domain.num_items
+
+
+def _bounds(sequences):
+    return zip(sequences.offsets[:-1], sequences.offsets[1:], strict=True)
+
+
+def test_the_folder_opens_with_datasets_alone(small_domain):
+    stored = datasets.load_from_disk(str(small_domain.path / "sequences"))
+    sequences = small_domain.sequences("train")
+    assert stored["train"][3]["items"] == sequences[3].tolist()
+    assert stored["train"].features["items"].feature.dtype == "int32"
+    assert small_domain.item_table()["item_id"][:] == small_domain.item_ids()
+
+
+def test_features_of_both_modalities(domain):
+    size = domain.num_items + 1
+    text, image = torch.rand(size, 4), torch.rand(size, 2)
+    domain = domain.with_features({"text": text}, {"text": present(domain, 3)}, {"text": TEXT})
+    domain = domain.with_features({"image": image}, {"image": present(domain)}, {"image": IMAGE})
+    assert domain.info.features == {"text": TEXT, "image": IMAGE}
+    assert domain.info.missing == {"text": 1, "image": 0}
+    both = domain.features(("image", "text"))
+    assert both.shape == (size, 6)
+    assert not both[0].any()
+    assert not both[3, 2:].any()
+    assert torch.equal(both[1:, :2], image[1:])
+    assert torch.equal(domain.has_modality("text"), present(domain, 3))
+    domain.verify()
+
+
+def test_killed_while_features_are_stored_it_opens_without_features(domain, monkeypatch):
+    features, has = {"text": torch.rand(domain.num_items + 1, 4)}, {"text": present(domain)}
+    domain = domain.with_features(features, has, {"text": TEXT})
+    monkeypatch.setattr("bivrec.data.domain._write_info", _fail_at_second_call(monkeypatch))
+    with pytest.raises(KeyboardInterrupt):
+        domain.with_features(features, has, {"text": TEXT})
+    assert Domain.open(domain.path).info.features == {}
+
+
+def _fail_at_second_call(monkeypatch):
+    from bivrec.data.domain import _write_info
+
+    calls = []
+
+    def write(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        _write_info(*arguments)
+
+    return write
+
+
+def test_absent_features_name_the_command(domain):
+    with pytest.raises(BivrecError, match=r"no image features; make them with `bivrec encode .* --image"):
+        domain.features(("image",))
+
+
+def test_not_a_domain(tmp_path):
+    with pytest.raises(BivrecError, match=r"not a Domain .*bivrec prepare"):
+        Domain.open(tmp_path)
+
+
+def test_newer_format(domain):
+    values = json.loads((domain.path / "domain.json").read_text())
+    (domain.path / "domain.json").write_text(json.dumps(values | {"format_version": 2}))
+    with pytest.raises(BivrecError, match="format version 2 is newer than 1"):
+        Domain.open(domain.path)
+
+
+def test_unknown_field(domain):
+    values = json.loads((domain.path / "domain.json").read_text())
+    (domain.path / "domain.json").write_text(json.dumps(values | {"colour": "red"}))
+    with pytest.raises(BivrecError, match="colour"):
+        Domain.open(domain.path)
+
+
+@pytest.mark.parametrize("name", ["items/data-00000-of-00001.arrow", "sequences/train/state.json"])
+def test_missing_and_truncated_files(domain, name):
+    path = domain.path / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(BivrecError, match=rf"{name}: {len(content) - 1} bytes where {len(content)} were written"):
+        Domain.open(domain.path)
+    path.unlink()
+    with pytest.raises(BivrecError, match=rf"{name}: missing"):
+        Domain.open(domain.path)
+
+
+def test_verify_reads_every_byte(domain):
+    domain = domain.with_features(
+        {"text": torch.rand(domain.num_items + 1, 4)}, {"text": present(domain)}, {"text": TEXT}
+    )
+    content = bytearray((domain.path / FEATURES_FILE).read_bytes())
+    content[-1] ^= 1
+    (domain.path / FEATURES_FILE).write_bytes(content)
+    with pytest.raises(BivrecError, match=r"features.safetensors: the checksum differs"):
+        Domain.open(domain.path).verify()
+
+
+def test_unknown_split(small_domain):
+    with pytest.raises(BivrecError, match="'valid': expected one of train, validation, test"):
+        small_domain.sequences("valid")

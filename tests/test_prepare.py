@@ -1,0 +1,128 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bivrec.data.domain import SPLITS
+from bivrec.data.prepare import prepare
+from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.errors import BivrecError
+from bivrec.files import sha256
+
+
+def raw_data(rows, **others):
+    """RawData of (user, item, timestamp) rows."""
+    users, user_ids = encode_ids(pa.chunked_array([[row[0] for row in rows]]))
+    items, item_ids = encode_ids(pa.chunked_array([[row[1] for row in rows]]))
+    timestamps = np.array([row[2] for row in rows], np.int64)
+    return RawData(users, items, timestamps, user_ids, item_ids, {"reader": "test"}, **others)
+
+
+def histories(domain):
+    """User id -> item ids in the order of time."""
+    ids = np.array(["", *domain.item_ids()])
+    parts = [domain.sequences(split) for split in SPLITS]
+    return {user: ids[part[row]].tolist() for part in parts for row, user in enumerate(part.user_ids)}
+
+
+def random_rows(seed=0, users=60, items=30, count=600):
+    random = np.random.default_rng(seed)
+    return [(f"u{u}", f"i{i}", int(t)) for u, i, t in random.integers([users, items, 50], size=(count, 3))]
+
+
+def test_order_is_by_time_and_ties_keep_the_order_of_the_file(tmp_path):
+    rows = [("b", "x", 5), ("a", "z", 1), ("a", "y", 1), ("a", "x", 0), ("b", "z", 3), ("c", "x", 1), ("c", "y", 1)]
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=0)
+    assert histories(domain) == {"a": ["x", "z", "y"], "b": ["z", "x"], "c": ["x", "y"]}
+
+
+def test_exact_duplicates_are_dropped_and_later_repeats_kept(tmp_path):
+    rows = [("a", "x", 1), ("a", "y", 1), ("a", "x", 1), ("a", "x", 2), ("b", "x", 1), ("c", "x", 1)]
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=0)
+    assert histories(domain)["a"] == ["x", "y", "x"]
+    assert domain.info.dropped["duplicate_interactions"] == 1
+
+
+def test_k_core_is_iterated_until_stable(tmp_path):
+    rows = random_rows()
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=10)
+    left = list(dict.fromkeys(rows))
+    before = None
+    while before != len(left):
+        before = len(left)
+        for place in (0, 1):
+            counts = {}
+            for row in left:
+                counts[row[place]] = counts.get(row[place], 0) + 1
+            left = [row for row in left if counts[row[place]] >= 10]
+    expected = {}
+    for user, item, _ in sorted(left, key=lambda row: row[2]):
+        expected.setdefault(user, []).append(item)
+    assert histories(domain) == expected
+    assert len(expected) < 60
+    assert domain.info.dropped["k_core_interactions"] == len(set(rows)) - len(left)
+
+
+def test_items_are_numbered_by_popularity_among_training_users_then_id(tmp_path):
+    domain = prepare(raw_data(random_rows(count=300)), tmp_path / "d", k_core=2)
+    counts = np.bincount(domain.sequences("train").items, minlength=domain.num_items + 1)[1:]
+    keys = list(zip(-counts, domain.item_ids(), strict=True))
+    assert keys == sorted(keys)
+
+
+def test_split_is_8_1_1_and_depends_only_on_ids_and_seed(tmp_path):
+    rows = random_rows()
+    first = prepare(raw_data(rows), tmp_path / "first", k_core=0)
+    shuffled = prepare(raw_data(rows[::-1]), tmp_path / "shuffled", k_core=0)
+    other = prepare(raw_data(rows), tmp_path / "other", k_core=0, seed=1)
+    assert first.info.users == {"train": 48, "validation": 6, "test": 6}
+    assert first.sequences("test").user_ids == shuffled.sequences("test").user_ids
+    assert first.sequences("test").user_ids != other.sequences("test").user_ids
+
+
+def test_given_split(tmp_path):
+    raw = raw_data(random_rows(users=6), splits=np.array([0, 1, 2, 2, 0, 0], np.int8))
+    domain = prepare(raw, tmp_path / "d", k_core=0)
+    ids = raw.user_ids.to_pylist()
+    assert domain.sequences("test").user_ids == sorted(ids[2:4])
+    assert domain.sequences("validation").user_ids == [ids[1]]
+
+
+def test_same_input_same_bytes(tmp_path):
+    items = catalogue_table([f"i{k}" for k in range(30)], ["Title"] * 30, [None] * 30)
+    digests = []
+    for name in ("first", "second"):
+        prepare(raw_data(random_rows(), catalogue=items), tmp_path / name, name="same")
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        digests.append({path.relative_to(tmp_path / name): sha256(path) for path in files})
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 14
+
+
+def test_items_unknown_to_the_catalogue_are_kept_and_counted(tmp_path):
+    items = catalogue_table(["y", "never", "x", "x"], ["Y", "N", "X", "again"], ["", None, "  ", None])
+    rows = [(user, item, time) for user in "abc" for time, item in enumerate("xyz")]
+    domain = prepare(raw_data(rows, catalogue=items), tmp_path / "d", k_core=0)
+    assert domain.item_table()["title"][:] == ["X", "Y", None]
+    assert domain.item_table()["text"][:] == ["X", "Y", None]
+    assert domain.info.items_not_listed == 1
+    assert domain.info.dropped["items_without_interactions"] == 1
+    assert domain.info.missing == {"text": 1, "image": 3}
+
+
+def test_everything_removed(tmp_path):
+    with pytest.raises(BivrecError, match=r"k-core 100 removes every one of the \d+ interactions .* lower --k-core"):
+        prepare(raw_data(random_rows()), tmp_path / "d", k_core=100)
+    assert not (tmp_path / "d").exists()
+
+
+def test_too_few_users_to_split(tmp_path):
+    with pytest.raises(BivrecError, match="2 users are left, at least 3"):
+        prepare(raw_data([("a", "x", 1), ("b", "x", 1)]), tmp_path / "d", k_core=0)
+
+
+def test_existing_folder_is_kept_unless_overwritten(tmp_path):
+    raw = raw_data(random_rows())
+    prepare(raw, tmp_path / "d")
+    with pytest.raises(BivrecError, match="exists already"):
+        prepare(raw, tmp_path / "d")
+    assert prepare(raw, tmp_path / "d", seed=3, overwrite=True).info.seed == 3

@@ -1,0 +1,160 @@
+import datetime
+import gzip
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from bivrec.data.prepare import prepare
+from bivrec.data.tables import Columns, read_tables
+from bivrec.errors import BivrecError
+
+
+def as_rows(raw):
+    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
+    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
+
+
+def write(table, path):
+    if path.name.endswith(".parquet"):
+        pq.write_table(table, path)
+    elif ".jsonl" in path.name:
+        lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+        path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+    else:
+        options = pa_csv.WriteOptions(delimiter="\t" if ".tsv" in path.name else ",")
+        with pa.CompressedOutputStream(str(path), "gzip") if path.suffix == ".gz" else path.open("wb") as sink:
+            pa_csv.write_csv(table, sink, options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "parquet", "jsonl", "jsonl.gz"])
+def test_every_format_reads_the_same(interactions_csv, tmp_path, suffix):
+    path = write(pa_csv.read_csv(interactions_csv), tmp_path / f"table.{suffix}")
+    assert as_rows(read_tables(path)) == as_rows(read_tables(interactions_csv))
+
+
+def test_folder_of_parts(interactions_csv, tmp_path):
+    table = pa_csv.read_csv(interactions_csv)
+    folder = tmp_path / "spark"
+    folder.mkdir()
+    write(table.slice(30), folder / "part-00001.parquet")
+    write(table.slice(0, 30), folder / "part-00000.parquet")
+    (folder / "_SUCCESS").touch()
+    (folder / ".part-00000.parquet.crc").touch()
+    assert as_rows(read_tables(folder)) == as_rows(read_tables(interactions_csv))
+
+
+def test_other_names_and_types(tmp_path):
+    moment = datetime.datetime(2001, 9, 9, 1, 46, 40)
+    table = pa.table({"who": [1, 2], "what": pa.array([7, 8], pa.int32()), "when": [moment, moment]})
+    raw = read_tables(write(table, tmp_path / "t.parquet"), columns=Columns("who", "what", "when"))
+    assert as_rows(raw) == [("1", "7", 10**9), ("2", "8", 10**9)]
+
+
+def test_ids_are_text_as_written(tmp_path):
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n007,NA,1\n")
+    assert as_rows(read_tables(tmp_path / "t.csv")) == [("007", "NA", 1)]
+
+
+def test_items_and_images(interactions_csv, tmp_path):
+    items = pa.table(
+        {
+            "item_id": ["i0", "i1", "i2", "i3"],
+            "title": ["Zero", "One", "Two", "Three"],
+            "text": ["about zero", None, "", "about three"],
+            "image": ["zero.png", None, "lost.png", None],
+        }
+    )
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for name in ("./zero.png", "./i1.jpg", "./i4.jpg"):
+            archive.addfile(tarfile.TarInfo(name))
+    raw = read_tables(interactions_csv, write(items, tmp_path / "items.parquet"), images=tmp_path / "images.tar")
+    domain = prepare(raw, tmp_path / "d", k_core=0)
+    rows = {row["item_id"]: (row["text"], row["image"]) for row in domain.item_table()}
+    assert rows == {
+        "i0": ("about zero", "zero.png"),
+        "i1": ("One", "i1.jpg"),
+        "i2": ("Two", None),
+        "i3": ("about three", None),
+        "i4": (None, "i4.jpg"),
+    }
+    assert domain.images.resolve() == tmp_path / "images.tar"
+    assert domain.info.dropped["images_not_found"] == 1
+    assert domain.info.items_not_listed == 1
+
+
+def test_split_column(interactions_csv, tmp_path):
+    table = pa_csv.read_csv(interactions_csv)
+    names = {"u0": "valid", "u1": "test"}
+    table = table.append_column("part", [[names.get(user, "train") for user in table["user_id"].to_pylist()]])
+    raw = read_tables(write(table, tmp_path / "t.csv"), columns=Columns(split="part"))
+    domain = prepare(raw, tmp_path / "d")
+    assert domain.sequences("validation").user_ids == ["u0"]
+    assert domain.sequences("test").user_ids == ["u1"]
+
+
+HEAD = "user_id,item_id,timestamp\na,x,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", HEAD + "a,y,soon\n", r"t\.csv: cannot be read: In CSV column #2: Row #3: .* invalid value 'soon'"),
+        ("t.csv", HEAD + "a,y\n", r"Row #3: Expected 3 columns, got 2: a,y"),
+        ("t.csv", HEAD + "a,,2\n", r"t\.csv: row 3: item_id is empty: expected an id"),
+        ("t.csv", HEAD + "a,y,\n", r"row 3: timestamp is empty: expected an integer or a date"),
+        ("t.csv", "user_id,asin,timestamp\n", r"no column 'item_id'; found 'user_id', 'asin', 'timestamp'"),
+        ("t.csv", "", r"t\.csv: cannot be read: Empty CSV file"),
+        ("t.csv", "user_id,item_id,timestamp\n", r"there are no interactions"),
+        ("t.xlsx", "", r"unknown format '\.xlsx'; expected \.parquet"),
+        ("t.csv.gz", "not compressed", r"t\.csv\.gz: cannot be read: .*incorrect header"),
+        ("t.jsonl.gz", "not compressed", r"t\.jsonl\.gz: after row 0: cannot be read"),
+        ("t.parquet", "not Parquet", r"t\.parquet: cannot be read"),
+        ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id": 1}\n', r"row 2: no 'item_id', 'timest"),
+        ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": "x"}\n', r"row 1: timestamp 'x': expected an integer"),
+        ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": null}\n', r"row 1: timestamp is empty"),
+        ("t.jsonl", '{"user_id": \n', r"t\.jsonl: row 1: not valid JSON"),
+        ("t.jsonl", "[1]\n", r"row 1: expected one JSON object a line, found '\[1\]'"),
+    ],
+)
+def test_faults(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BivrecError, match=message) as fault:
+        prepare(read_tables(tmp_path / name), tmp_path / "d")
+    assert "\n" not in str(fault.value)
+
+
+def test_wrong_type(tmp_path):
+    table = pa.table({"user_id": ["a"], "item_id": ["x"], "timestamp": ["2001-09-09"]})
+    with pytest.raises(BivrecError, match=r"column 'timestamp' is of type string: expected an integer or a date"):
+        read_tables(write(table, tmp_path / "t.parquet"))
+
+
+def test_missing_file_and_empty_folder(tmp_path):
+    with pytest.raises(BivrecError, match=r"none\.csv: no such file"):
+        read_tables(tmp_path / "none.csv")
+    with pytest.raises(BivrecError, match=r"no files in the folder"):
+        read_tables(tmp_path)
+
+
+def test_damaged_split_column(tmp_path):
+    columns = Columns(split="part")
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp,part\na,x,1,train\na,x,2,dev\n")
+    with pytest.raises(BivrecError, match=r"interaction 2: split 'dev': expected train, validation, test"):
+        read_tables(tmp_path / "t.csv", columns=columns)
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp,part\na,x,1,train\na,x,2,test\n")
+    with pytest.raises(BivrecError, match=r"interaction 1: user 'a' is in two splits"):
+        read_tables(tmp_path / "t.csv", columns=columns)
+
+
+def test_images_that_are_not_there(interactions_csv, tmp_path):
+    raw = read_tables(interactions_csv, images=tmp_path / "none")
+    with pytest.raises(BivrecError, match=r"none: no such folder or tar of images"):
+        prepare(raw, tmp_path / "d")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BivrecError, match=r"none: no images"):
+        prepare(raw, tmp_path / "d")
