@@ -1,0 +1,1 @@
+"""Frozen encoders, feature files, whitening, and the feature contract between a tower and a Domain."""

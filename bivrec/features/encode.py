@@ -1,0 +1,219 @@
+"""Adding frozen features to a Domain; an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.errors import BivrecError
+from bivrec.features import precomputed
+from bivrec.features.image import ImageFiles
+from bivrec.features.whitening import whiten as whiten_rows
+from bivrec.files import new_file, read_json, write_json
+
+BATCHES_PER_PART = 16
+WORK_FILE = "work.json"
+
+
+class Encoder(Protocol):
+    """A frozen encoder of texts (str) or RGB images (PIL.Image.Image)."""
+
+    name: str
+    revision: str
+    dimension: int
+    pooling: str
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What changes the features beside the specification."""
+
+    def __call__(self, inputs: Sequence[Any], /) -> Tensor:
+        """Float32 [len(inputs), dimension] on the CPU."""
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What became of one modality."""
+
+    modality: str
+    spec: FeatureSpec
+    items: int
+    encoded: int
+    unreadable: tuple[str, ...] = ()
+    """Names of the images that are listed but missing or damaged."""
+    unused: int = 0
+    """Items of the feature file that the Domain does not have."""
+
+
+def encode_texts(
+    domain: Domain, encoder: Encoder, *, whiten: bool = False, half: bool = False, batch_size: int = 64
+) -> EncodeReport:
+    """Store the text features of every item with a text (or else a title).
+
+    `whiten`: see `whitening.whiten`, fit on the items that have a text. `half`: store float16.
+    Raises BivrecError if no item has one.
+    """
+    table = domain.item_table()
+    texts = [text if (text or "").strip() else title for text, title in zip(table["text"], table["title"], strict=True)]
+    inputs = {row: text for row, text in enumerate(texts) if (text or "").strip()}
+    if not inputs:
+        raise BivrecError(f"{domain.path}: no item has a text or title; prepare the Domain from items with texts")
+    # Batches of like lengths need little padding; the longest first, so that memory runs out at once or never.
+    order = sorted(inputs, key=lambda row: (-len(inputs[row]), row))
+    rows = [(row, inputs[row]) for row in order]
+    features, present = _encode(domain, "text", encoder, rows, lambda text: text, batch_size)
+    spec = _store(domain, "text", features, present, encoder, whiten, half)
+    return EncodeReport("text", spec, domain.num_items, int(present.sum()))
+
+
+def encode_images(
+    domain: Domain,
+    encoder: Encoder,
+    images: Path | None = None,
+    *,
+    whiten: bool = False,
+    half: bool = False,
+    batch_size: int = 64,
+) -> EncodeReport:
+    """Store the image features of every item whose image can be read from `images` (default: the Domain's own source).
+
+    `images` is a folder or an uncompressed tar. Raises BivrecError if there is none, or if no image can be read.
+    """
+    names = domain.item_table()["image"]
+    rows = [(row, name) for row, name in enumerate(names) if name]
+    source = images or domain.images
+    if not rows or source is None:
+        lack = "no item has an image" if not rows else "the folder or tar of the images is not recorded"
+        raise BivrecError(f"{domain.path}: {lack}; prepare the Domain with images, or give them with --images")
+    files = ImageFiles(source)
+    features, present = _encode(domain, "image", encoder, rows, files.read, batch_size, source)
+    unreadable = tuple(name for row, name in rows if not present[row])
+    if len(unreadable) == len(rows):
+        raise BivrecError(
+            f"{source}: none of the {len(rows)} images can be read, first {unreadable[0]}; check --images"
+        )
+    spec = _store(domain, "image", features, present, encoder, whiten, half)
+    return EncodeReport("image", spec, domain.num_items, int(present.sum()), unreadable)
+
+
+def store_features(
+    domain: Domain,
+    modality: str,
+    path: Path,
+    *,
+    ids: Path | None = None,
+    encoder: str | None = None,
+    whiten: bool = False,
+    half: bool = False,
+) -> EncodeReport:
+    """Store features computed elsewhere (formats: `precomputed.read_features`); `encoder` names what made them."""
+    features, present, unused = precomputed.read_features(path, domain.item_ids(), ids)
+    if not present.any():
+        raise BivrecError(f"{path}: none of its {unused} items is in {domain.path}; expected the Domain's item ids")
+    name, revision = precomputed.file_identity(path, encoder)
+    source = _FeatureFile(name, revision, precomputed.POOLING)
+    spec = _store(domain, modality, features, present, source, whiten, half)
+    return EncodeReport(modality, spec, domain.num_items, int(present.sum()), unused=unused)
+
+
+@dataclass(frozen=True)
+class _FeatureFile:
+    name: str
+    revision: str | None
+    pooling: str
+
+
+def _encode(
+    domain: Domain,
+    modality: str,
+    encoder: Encoder,
+    rows: Sequence[tuple[int, str]],
+    read: Callable[[str], Any],
+    batch_size: int,
+    source: Path | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features [V, d] and presence [V] of the rows (position in the item table, input); `read` may return None.
+
+    Finished parts lie in a hidden folder of the Domain until the features are stored; they count only for a run with
+    the same encoder, settings, inputs and `source` of the images.
+    """
+    work = {
+        "encoder": encoder.name,
+        "revision": encoder.revision,
+        "dimension": encoder.dimension,
+        "pooling": encoder.pooling,
+        "settings": encoder.settings,
+        "batch_size": batch_size,
+        "inputs": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "source": None if source is None else str(source.resolve()),
+    }
+    folder = _open_parts(domain, modality, work)
+    features = torch.zeros(domain.num_items, encoder.dimension)
+    present = torch.zeros(domain.num_items, dtype=torch.bool)
+    size = batch_size * BATCHES_PER_PART
+    with tqdm(total=len(rows), unit="item", desc=f"{modality} ({encoder.name})", disable=None) as progress:
+        for start in range(0, len(rows), size):
+            part = folder / f"{start:09d}.safetensors"
+            if not part.exists():
+                with new_file(part) as staging:
+                    save_file(_encode_part(encoder, rows[start : start + size], read, batch_size), staging)
+            stored = load_file(part)
+            features[stored["rows"]] = stored["features"]
+            present[stored["rows"]] = True
+            progress.update(len(rows[start : start + size]))
+    return features, present
+
+
+def _encode_part(
+    encoder: Encoder, rows: Sequence[tuple[int, str]], read: Callable[[str], Any], batch_size: int
+) -> dict[str, Tensor]:
+    done, features = [], [torch.zeros(0, encoder.dimension)]
+    for start in range(0, len(rows), batch_size):
+        batch = [(row, read(name)) for row, name in rows[start : start + batch_size]]
+        batch = [(row, value) for row, value in batch if value is not None]
+        if batch:
+            features.append(encoder([value for _, value in batch]))
+            done += [row for row, _ in batch]
+    return {"rows": torch.tensor(done, dtype=torch.int64), "features": torch.cat(features)}
+
+
+def _open_parts(domain: Domain, modality: str, work: dict[str, object]) -> Path:
+    folder = _parts_folder(domain, modality)
+    if not (folder / WORK_FILE).is_file() or read_json(folder / WORK_FILE) != work:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / WORK_FILE, work)
+    return folder
+
+
+def _parts_folder(domain: Domain, modality: str) -> Path:
+    return domain.path / f".encode-{modality}"
+
+
+def _store(
+    domain: Domain, modality: str, features: Tensor, present: Tensor, encoder: Any, whiten: bool, half: bool
+) -> FeatureSpec:
+    if whiten:
+        features = features.clone()
+        features[present] = whiten_rows(features[present])
+    spec = FeatureSpec(
+        encoder=encoder.name,
+        revision=encoder.revision,
+        dimension=features.shape[1],
+        pooling=encoder.pooling,
+        whiten=whiten,
+    )
+    table = torch.nn.functional.pad(features.half() if half else features, (0, 0, 1, 0))
+    domain.with_features({modality: table}, {modality: torch.nn.functional.pad(present, (1, 0))}, {modality: spec})
+    shutil.rmtree(_parts_folder(domain, modality), ignore_errors=True)
+    return spec

@@ -1,0 +1,133 @@
+"""Frozen image encoders, and reading images from a folder or a tar."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bivrec.errors import BivrecError
+from bivrec.features.pretrained import INSTALL, default_device, load_pretrained
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageFiles:
+    """Images by file name, in a folder or an uncompressed tar."""
+
+    def __init__(self, source: Path) -> None:
+        """Raises BivrecError if `source` is neither, or if Pillow is not installed."""
+        self._pil = _pillow()
+        self._folder = source if source.is_dir() else None
+        if self._folder is None:
+            self._members = self._index(source)
+
+    def read(self, name: str) -> Image | None:
+        """The RGB image, or None if there is no such file or it cannot be decoded."""
+        try:
+            content = (self._folder / name).read_bytes() if self._folder else self._read_member(name)
+            image: Image = self._pil.open(io.BytesIO(content)).convert("RGB")
+        # Pillow reports damaged files by several exceptions, SyntaxError for PNG among them.
+        except (OSError, KeyError, ValueError, SyntaxError, self._pil.DecompressionBombError):
+            return None
+        return image
+
+    def _index(self, source: Path) -> dict[str, tarfile.TarInfo]:
+        try:
+            self._tar = tarfile.open(source, "r:")  # noqa: SIM115 - read from until the process ends
+            return {member.name.removeprefix("./"): member for member in self._tar if member.isfile()}
+        except FileNotFoundError:
+            raise BivrecError(f"{source}: no such folder or tar of images; give the right one with --images") from None
+        except (tarfile.TarError, OSError) as fault:
+            raise BivrecError(
+                f"{source}: not an uncompressed tar ({fault}); give a folder or a .tar of images"
+            ) from None
+
+    def _read_member(self, name: str) -> bytes:
+        stream = self._tar.extractfile(self._members[name])
+        return b"" if stream is None else stream.read()
+
+
+class TransformersImageEncoder:
+    """A vision network of the Hub or a local folder (ResNet, ConvNeXt, ViT, ...); its pooled output."""
+
+    pooling = "pooler"
+
+    def __init__(self, source: str, *, device: str | None = None) -> None:
+        _pillow()
+        self.device = device or default_device()
+        pretrained = load_pretrained(source, "AutoImageProcessor", self.device)
+        self.name, self.revision = pretrained.name, pretrained.revision
+        self._model, self._processor = pretrained.model, pretrained.preprocessor
+        config = self._model.config
+        self.dimension = int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What changes the features beside the specification."""
+        return {}
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image]) -> Tensor:
+        """Float32 [len(images), dimension] on the CPU."""
+        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
+        pooled = getattr(self._model(pixel_values=pixels), "pooler_output", None)
+        if pooled is None:
+            raise BivrecError(f"{self.name}: the network has no pooled output; choose an image classifier's network")
+        result: Tensor = pooled.flatten(1).float().cpu()
+        return result
+
+
+class DescriptorImageEncoder:
+    """Colour histogram, grid of mean colours, grid of gradient orientations; needs no download.
+
+    Each of the three parts has unit length: 64 + 48 + 128 dimensions. After Swain & Ballard (1991) and
+    Dalal & Triggs (2005).
+    """
+
+    name = "descriptor"
+    revision = "1"
+    pooling = "histogram"
+    dimension = 240
+
+    SIDE, GRID, BINS = 64, 4, 8
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What changes the features beside the specification."""
+        return {}
+
+    def __call__(self, images: Sequence[Image]) -> Tensor:
+        """Float32 [len(images), 240]."""
+        return torch.stack([torch.from_numpy(self._encode(image)) for image in images])
+
+    def _encode(self, image: Image) -> np.ndarray:
+        pixels = np.asarray(image.resize((self.SIDE, self.SIDE)), dtype=np.float32) / 255
+        levels = np.minimum((pixels * 4).astype(np.int64), 3)
+        colours = np.bincount((levels @ np.array([16, 4, 1])).ravel(), minlength=64)
+        means = self._cells(pixels).mean(axis=(1, 3))
+        down, right = np.gradient(pixels.mean(axis=2))
+        orientation = np.arctan2(down, right) % np.pi / np.pi * self.BINS
+        one_hot = np.eye(self.BINS)[np.minimum(orientation.astype(np.int64), self.BINS - 1)]
+        gradients = self._cells(one_hot * np.hypot(down, right)[:, :, None]).sum(axis=(1, 3))
+        parts = [part.ravel() / max(float(np.linalg.norm(part)), 1e-12) for part in (colours, means, gradients)]
+        return np.concatenate(parts).astype(np.float32)
+
+    def _cells(self, grid: np.ndarray) -> np.ndarray:
+        cell = self.SIDE // self.GRID
+        return grid.reshape(self.GRID, cell, self.GRID, cell, -1)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise BivrecError(f"the package pillow is not installed; {INSTALL}") from None
+    return Image

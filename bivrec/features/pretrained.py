@@ -1,0 +1,98 @@
+"""Loading frozen encoders with `transformers`, from the Hugging Face Hub or a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bivrec.errors import BivrecError
+
+LOCAL_REVISION = "sha256:"
+"""A revision that begins so is the checksum of a local folder's weights, or of a feature file."""
+
+INSTALL = 'install it with: pip install "bivrec[encoders]"'
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen network with what prepares its input (tokenizer or image processor)."""
+
+    name: str
+    """Hub id, or the name of the local folder."""
+    revision: str
+    """Commit hash on the Hub, or `sha256:...` over the weights of a local folder."""
+    model: Any
+    preprocessor: Any
+
+
+def load_pretrained(source: str, preprocessor: str, device: str) -> Pretrained:
+    """Load `MODEL`, `MODEL@REVISION` or a local folder with AutoModel, and its `preprocessor` (name of an Auto class).
+
+    Only safetensors weights are read. Raises BivrecError if `transformers` or the model is missing,
+    or if a weight of the network is not in the checkpoint (it would be random).
+    """
+    transformers = _transformers()
+    folder = Path(source)
+    is_folder = folder.is_dir()
+    if not is_folder and (folder.is_absolute() or source.startswith(("./", "../", "~"))):
+        raise BivrecError(f"{source}: no such folder; give a folder with config.json and *.safetensors, or a Hub id")
+    name, revision = (source, None) if is_folder else _split_revision(source)
+    try:
+        processor = getattr(transformers, preprocessor).from_pretrained(name, revision=revision)
+        model, loading = transformers.AutoModel.from_pretrained(
+            name, revision=revision, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        hint = "a folder with config.json, the preprocessor's files and *.safetensors is expected"
+        if not is_folder:
+            hint = (
+                "check the name; offline, run `hf download` before, or give a local folder, `hashing` or `descriptor`"
+            )
+        raise BivrecError(f"{source}: the encoder cannot be loaded ({reason}); {hint}") from None
+    # Some checkpoints lack the pooling head, which the text encoders do not use.
+    absent = [key for key in loading["missing_keys"] if preprocessor != "AutoTokenizer" or "pooler" not in key]
+    if absent:
+        raise BivrecError(
+            f"{source}: {len(absent)} weights are not in the checkpoint, first {absent[0]}; choose another"
+        )
+    return Pretrained(
+        name=folder.resolve().name if is_folder else name,
+        revision=_hash_weights(folder) if is_folder else str(model.config._commit_hash),
+        model=model.float().eval().requires_grad_(False).to(device),
+        preprocessor=processor,
+    )
+
+
+def default_device() -> str:
+    """`cuda` if there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _transformers() -> Any:
+    # The tokenizers' own thread pool would warn about forks in the user's process.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import transformers
+    except ImportError:
+        raise BivrecError(f"the package transformers is not installed; {INSTALL}") from None
+    return transformers
+
+
+def _split_revision(source: str) -> tuple[str, str | None]:
+    name, _, revision = source.partition("@")
+    return name, revision or None
+
+
+def _hash_weights(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return LOCAL_REVISION + digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Frozen text encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bivrec.errors import BivrecError
+from bivrec.features.pretrained import default_device, load_pretrained
+
+POOLINGS = ("mean", "cls")
+
+
+class TransformersTextEncoder:
+    """A transformer of the Hub or a local folder; pooled last hidden states.
+
+    `mean` pools over the real tokens (special tokens included), `cls` takes the first token.
+    """
+
+    def __init__(self, source: str, *, pooling: str = "mean", max_tokens: int = 64, device: str | None = None) -> None:
+        if pooling not in POOLINGS:
+            raise BivrecError(f"pooling '{pooling}': expected one of {', '.join(POOLINGS)}")
+        self.device = device or default_device()
+        pretrained = load_pretrained(source, "AutoTokenizer", self.device)
+        self.name, self.revision, self.pooling, self.max_tokens = (
+            pretrained.name,
+            pretrained.revision,
+            pooling,
+            max_tokens,
+        )
+        self._model, self._tokenizer = pretrained.model, pretrained.preprocessor
+        self.dimension = int(self._model.config.hidden_size)
+        positions = getattr(self._model.config, "max_position_embeddings", max_tokens)
+        if not 3 <= max_tokens <= positions:
+            raise BivrecError(f"max_tokens {max_tokens}: {source} reads 3 to {positions} tokens")
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What changes the features beside the specification."""
+        return {"max_tokens": self.max_tokens}
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Float32 [len(texts), dimension] on the CPU."""
+        batch = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        states = self._model(**batch).last_hidden_state
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            mask = batch["attention_mask"][:, :, None].to(states.dtype)
+            pooled = (states * mask).sum(1) / mask.sum(1)
+        result: Tensor = pooled.float().cpu()
+        return result
+
+
+class HashingTextEncoder:
+    """Signed feature hashing of words and their character trigrams; needs no download.
+
+    Weinberger et al., "Feature Hashing for Large Scale Multitask Learning" (2009). Rows have unit length.
+    """
+
+    name = "hashing"
+    revision = "1"
+    pooling = "sum"
+
+    def __init__(self, dimension: int = 256) -> None:
+        self.dimension = dimension
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What changes the features beside the specification."""
+        return {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Float32 [len(texts), dimension]."""
+        return torch.stack([self._encode(text) for text in texts])
+
+    def _encode(self, text: str) -> Tensor:
+        row = torch.zeros(self.dimension)
+        words = re.findall(r"\w+", text.lower()) or [text.strip()]
+        grams = Counter(words)
+        grams.update(f"#{word}#"[start : start + 3] for word in words for start in range(len(word)))
+        for gram, count in grams.items():
+            code = _stable_hash(gram)
+            row[(code >> 1) % self.dimension] += (1 if code & 1 else -1) * count**0.5
+        return torch.nn.functional.normalize(row, dim=0)
+
+
+@lru_cache(maxsize=1 << 18)
+def _stable_hash(gram: str) -> int:
+    # The built-in hash differs between processes.
+    return int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,104 @@
+"""A small Domain, and tiny random networks, for the tests of the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from bivrec.data.domain import SPLITS, Domain, DomainInfo, Sequences, write_domain
+
+WORDS = (
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "steel",
+    "paper",
+    "glass",
+    "lamp",
+    "chair",
+    "table",
+    "pen",
+    "ink",
+    "box",
+)
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(WORDS, size=generator.integers(1, 12))) for _ in range(count)]
+
+
+def make_domain(
+    folder: Path,
+    text: Sequence[str | None],
+    image: Sequence[str | None] | None = None,
+    title: Sequence[str | None] | None = None,
+    images: Path | None = None,
+) -> Domain:
+    count = len(text)
+    ids = [f"item{row:06d}" for row in range(count)]
+    columns = {"item_id": ids, "title": title or [None] * count, "text": text, "image": image or [None] * count}
+    items = pa.table({name: pa.array(list(values), pa.string()) for name, values in columns.items()})
+    one_user = Sequences(np.array([0, count]), np.arange(1, count + 1, dtype=np.int32), np.arange(count), ["user"])
+    info = DomainInfo(
+        format_version=1,
+        name="small",
+        source={},
+        images=str(images) if images else None,
+        seed=0,
+        k_core=0,
+        num_items=count,
+        users=dict.fromkeys(SPLITS, 1),
+        interactions=dict.fromkeys(SPLITS, count),
+        dropped={},
+        items_not_listed=0,
+        missing={},
+        features={},
+        files={},
+    )
+    folder.mkdir(parents=True)
+    write_domain(folder, info, dict.fromkeys(SPLITS, one_user), items)
+    return Domain.open(folder)
+
+
+def save_pictures(folder: Path, count: int, seed: int = 0) -> list[str]:
+    """`count` random pictures of different sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    names = [f"{row}.png" for row in range(count)]
+    for row, name in enumerate(names):
+        pixels = generator.integers(0, 256, (20 + row % 7, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return names
+
+
+def save_bert(folder: Path, seed: int = 0) -> Path:
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_resnet(folder: Path) -> Path:
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(folder)
+    return folder

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from features_domain import make_domain, save_bert, save_pictures, save_resnet, texts
+
+from bivrec.cli import main
+from bivrec.data.domain import Domain
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["encode", *map(str, arguments)])
+
+
+@pytest.fixture
+def domain(tmp_path):
+    names = save_pictures(tmp_path / "pictures", 5)
+    (tmp_path / "pictures" / names[4]).write_bytes(b"damaged")
+    return make_domain(tmp_path / "d", texts(6), [*names, None], images=tmp_path / "pictures")
+
+
+def test_built_in_encoders(domain):
+    result = run(domain.path, "--text", "hashing", "--image", "descriptor", "--whiten", "--half")
+    assert result.exit_code == 0, result.output
+    assert "text: 6 of 6 items, 0 missing; hashing@1 (256-d, sum, whitened)" in result.output
+    assert "image: 4 of 6 items, 2 missing" in result.output
+    assert "1 images cannot be read and count as missing: 4.png" in result.output
+
+
+def test_folders_of_transformers(domain, tmp_path):
+    bert, resnet = save_bert(tmp_path / "bert"), save_resnet(tmp_path / "resnet")
+    result = run(domain.path, "--text", bert, "--image", resnet, "--pooling", "cls", "--max-tokens", 8)
+    assert result.exit_code == 0, result.output
+    specs = Domain.open(domain.path).info.features
+    assert {name: (spec.encoder, spec.pooling) for name, spec in specs.items()} == {
+        "text": ("bert", "cls"),
+        "image": ("resnet", "pooler"),
+    }
+
+
+def test_only_the_named_modality_is_encoded(domain):
+    assert run(domain.path, "--image", "descriptor").exit_code == 0
+    assert set(Domain.open(domain.path).info.features) == {"image"}
+
+
+def test_without_options_the_encoders_of_the_paper_are_used(domain, monkeypatch):
+    asked = []
+
+    def load(source, preprocessor, device):
+        asked.append(source)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bivrec.features.text.load_pretrained", load)
+    run(domain.path)
+    assert asked == ["bert-base-uncased"]
+
+
+def test_feature_files(domain, tmp_path):
+    np.save(tmp_path / "f.npy", np.ones((2, 3)))
+    (tmp_path / "ids.txt").write_text("item000000\nelsewhere\n")
+    result = run(domain.path, "--image-features", tmp_path / "f.npy", "--ids", tmp_path / "ids.txt", "--image", "mine")
+    assert result.exit_code == 0, result.output
+    assert "image: 1 of 6 items, 5 missing; mine (3-d, file)" in result.output
+    assert "image: 1 items of the feature file are not in the Domain" in result.output
+
+
+def test_faults_are_one_line(domain, tmp_path):
+    for arguments, message in (
+        ([tmp_path / "nowhere", "--text", "hashing"], "not a Domain"),
+        ([domain.path, "--text", tmp_path / "nowhere"], "no such folder"),
+        ([domain.path, "--image", "descriptor", "--images", tmp_path / "nowhere"], "no such folder or tar"),
+        ([make_domain(tmp_path / "bare", [None]).path], "neither texts nor images"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert message in result.output
+        assert len(result.output.strip().splitlines()) == 1

@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from bivrec.data.domain import FeatureSpec
+from bivrec.errors import BivrecError
+from bivrec.features.contract import check_contract
+
+BERT = FeatureSpec("bert-base-uncased", "86b5e09", 768, "mean", True)
+RESNET = FeatureSpec("microsoft/resnet-50", "34c2154", 2048, "pooler", False)
+
+
+def check(expected, actual):
+    check_contract(expected, actual, tower="tower 'ml-1m'", domain="shop")
+
+
+def test_equal_specifications_agree_whatever_else_the_domain_has():
+    check({"text": BERT}, {"text": BERT, "image": RESNET})
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoder": "other"}, {"revision": "1"}, {"dimension": 3}, {"pooling": "cls"}, {"whiten": False}]
+)
+def test_any_difference_is_refused(change):
+    with pytest.raises(BivrecError, match="features differ"):
+        check({"text": BERT}, {"text": dataclasses.replace(BERT, **change)})
+
+
+def test_message_names_both_sides_and_the_command():
+    with pytest.raises(BivrecError) as fault:
+        check({"text": BERT, "image": RESNET}, {"text": dataclasses.replace(BERT, pooling="cls")})
+    assert str(fault.value) == (
+        "features differ: "
+        "text of tower 'ml-1m' is bert-base-uncased@86b5e09 (768-d, mean, whitened), "
+        "of shop is bert-base-uncased@86b5e09 (768-d, cls, whitened); "
+        "image of tower 'ml-1m' is microsoft/resnet-50@34c2154 (2048-d, pooler), of shop is missing; "
+        "run `bivrec encode shop --text bert-base-uncased@86b5e09 --pooling mean --whiten && "
+        "bivrec encode shop --image microsoft/resnet-50@34c2154`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        (FeatureSpec("hashing", "1", 256, "sum", True), "--text hashing --whiten"),
+        (FeatureSpec("mini", "sha256:ab", 384, "cls", False), "--text FOLDER/mini --pooling cls"),
+        (FeatureSpec("ours", None, 384, "file", False), "--text-features FILE --text ours"),
+        (FeatureSpec("file", "sha256:ab", 384, "file", False), "--text-features FILE"),
+    ],
+)
+def test_command_for_every_kind_of_encoder(spec, options):
+    with pytest.raises(BivrecError) as fault:
+        check({"text": spec}, {})
+    assert str(fault.value).endswith(f"run `bivrec encode shop {options}`")
+
+
+def test_a_local_folder_is_known_by_its_weights_not_its_name():
+    folder = FeatureSpec("mini", "sha256:ab", 384, "mean", False)
+    check({"text": folder}, {"text": dataclasses.replace(folder, encoder="renamed")})
+    with pytest.raises(BivrecError):
+        check({"text": folder}, {"text": dataclasses.replace(folder, encoder="renamed", revision="sha256:cd")})

@@ -1,0 +1,132 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from features_domain import make_domain, save_bert, save_pictures, texts
+
+from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.errors import BivrecError
+from bivrec.features.encode import encode_images, encode_texts, store_features
+from bivrec.features.image import DescriptorImageEncoder
+from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
+
+FEATURES = "features.safetensors"
+
+
+class Interrupted(HashingTextEncoder):
+    """Fails after some calls, and counts them."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __call__(self, inputs):
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return super().__call__(inputs)
+
+
+def test_items_without_text_get_zeros_and_are_counted(tmp_path):
+    domain = make_domain(tmp_path / "d", ["red lamp", None, "  ", "blue chair"], title=[None, "green box", "", "x"])
+    report = encode_texts(domain, HashingTextEncoder())
+    domain = Domain.open(domain.path)
+    rows = domain.features(("text",))
+    assert (report.items, report.encoded, domain.info.missing["text"]) == (4, 3, 1)
+    assert domain.has_modality("text").tolist() == [False, True, True, False, True]
+    torch.testing.assert_close(rows[[1, 2, 4]], HashingTextEncoder()(["red lamp", "green box", "blue chair"]))
+    assert rows[[0, 3]].abs().max() == 0
+    assert domain.info.features == {"text": FeatureSpec("hashing", "1", 256, "sum", False)}
+
+
+def test_order_of_rows_is_that_of_the_items(tmp_path):
+    inputs = texts(50)
+    encoder = TransformersTextEncoder(str(save_bert(tmp_path / "bert")))
+    domain = make_domain(tmp_path / "d", inputs)
+    encode_texts(domain, encoder, batch_size=7)
+    torch.testing.assert_close(Domain.open(domain.path).features(("text",))[1:], encoder(inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
+    domain = make_domain(tmp_path / "d", texts(200))
+    shutil.copytree(domain.path, tmp_path / "whole")
+    encode_texts(Domain.open(tmp_path / "whole"), HashingTextEncoder(), batch_size=4, whiten=True)
+    with pytest.raises(KeyboardInterrupt):
+        encode_texts(domain, Interrupted(40), batch_size=4, whiten=True)
+    assert not (domain.path / FEATURES).exists()
+    rest = Interrupted(50 - 32)
+    encode_texts(Domain.open(domain.path), rest, batch_size=4, whiten=True)
+    assert rest.calls == 0
+    assert (domain.path / FEATURES).read_bytes() == (tmp_path / "whole" / FEATURES).read_bytes()
+    assert not list(domain.path.glob(".*"))
+
+
+def test_parts_of_another_encoder_are_not_used(tmp_path):
+    domain = make_domain(tmp_path / "d", texts(200))
+    with pytest.raises(KeyboardInterrupt):
+        encode_texts(domain, Interrupted(40), batch_size=4)
+    encode_texts(domain, HashingTextEncoder(32), batch_size=4)
+    torch.testing.assert_close(Domain.open(domain.path).features(("text",))[1:], HashingTextEncoder(32)(texts(200)))
+
+
+def test_whitening_is_fit_on_the_items_that_have_the_modality(tmp_path):
+    inputs = [None if row % 5 == 0 else text for row, text in enumerate(texts(600))]
+    domain = make_domain(tmp_path / "d", inputs)
+    encode_texts(domain, HashingTextEncoder(8), whiten=True)
+    domain = Domain.open(domain.path)
+    rows, has = domain.features(("text",)), domain.has_modality("text")
+    torch.testing.assert_close(rows[has].T.cov(), torch.eye(8), atol=0.05, rtol=0)
+    assert rows[~has].abs().max() == 0
+    assert domain.info.features["text"].whiten
+
+
+def test_half_precision(tmp_path):
+    for name in ("half", "full"):
+        encode_texts(make_domain(tmp_path / name, texts(50)), HashingTextEncoder(), half=name == "half")
+    half, full = (Domain.open(tmp_path / name) for name in ("half", "full"))
+    assert (half.path / FEATURES).stat().st_size < 0.6 * (full.path / FEATURES).stat().st_size
+    assert half.features(("text",)).dtype == torch.float32
+    torch.testing.assert_close(half.features(("text",)), full.features(("text",)), atol=1e-3, rtol=1e-3)
+
+
+def test_images_that_cannot_be_read_count_as_missing(tmp_path):
+    names = save_pictures(tmp_path / "pictures", 4)
+    (tmp_path / "pictures" / names[1]).write_bytes(b"damaged")
+    domain = make_domain(tmp_path / "d", texts(6), [*names, None, "absent.png"], images=tmp_path / "pictures")
+    encode_texts(domain, HashingTextEncoder())
+    report = encode_images(Domain.open(domain.path), DescriptorImageEncoder(), batch_size=1)
+    domain = Domain.open(domain.path)
+    assert report.unreadable == ("1.png", "absent.png")
+    assert domain.info.missing == {"text": 0, "image": 3}
+    assert domain.has_modality("image").tolist() == [False, True, False, True, True, False, False]
+    assert domain.features(("text", "image")).shape == (7, 256 + 240)
+
+
+def test_domains_without_the_modality(tmp_path):
+    domain = make_domain(tmp_path / "d", [None, ""])
+    with pytest.raises(BivrecError, match="no item has a text or title"):
+        encode_texts(domain, HashingTextEncoder())
+    with pytest.raises(BivrecError, match="no item has an image"):
+        encode_images(domain, DescriptorImageEncoder())
+    domain = make_domain(tmp_path / "e", ["a", "b"], ["1.png", "2.png"])
+    with pytest.raises(BivrecError, match="give them with --images"):
+        encode_images(domain, DescriptorImageEncoder())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BivrecError, match=r"none of the 2 images can be read, first 1\.png"):
+        encode_images(domain, DescriptorImageEncoder(), tmp_path / "empty")
+
+
+def test_features_computed_elsewhere(tmp_path):
+    domain = make_domain(tmp_path / "d", texts(3))
+    path, ids = tmp_path / "f.npy", tmp_path / "ids.txt"
+    np.save(path, np.arange(6.0).reshape(2, 3))
+    ids.write_text("item000002\nelsewhere\n")
+    report = store_features(domain, "image", path, ids=ids, encoder="resnet-152")
+    stored = Domain.open(domain.path)
+    assert (report.encoded, report.unused) == (1, 1)
+    assert stored.features(("image",)).tolist() == [[0] * 3, [0] * 3, [0] * 3, [0, 1, 2]]
+    assert stored.info.features["image"] == FeatureSpec("resnet-152", None, 3, "file", False)
+    ids.write_text("x\ny\n")
+    with pytest.raises(BivrecError, match="none of its 2 items is in"):
+        store_features(domain, "image", path, ids=ids)

@@ -1,0 +1,71 @@
+import sys
+import tarfile
+
+import pytest
+import torch
+from features_domain import save_pictures, save_resnet
+from PIL import Image
+
+from bivrec.errors import BivrecError
+from bivrec.features.image import DescriptorImageEncoder, ImageFiles, TransformersImageEncoder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    save_pictures(tmp_path / "pictures", 4)
+    (tmp_path / "pictures" / "damaged.png").write_bytes((tmp_path / "pictures" / "0.png").read_bytes()[:100])
+    (tmp_path / "pictures" / "words.png").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+def make_tar(folder, path, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, arcname=".")
+    return path
+
+
+def test_folder_and_tar_give_the_same_images(pictures, tmp_path):
+    archive = ImageFiles(make_tar(pictures, tmp_path / "pictures.tar"))
+    for name in ("0.png", "3.png"):
+        assert ImageFiles(pictures).read(name).tobytes() == archive.read(name).tobytes()
+
+
+@pytest.mark.parametrize("name", ["damaged.png", "words.png", "absent.png", ""])
+def test_unreadable_images_are_none(pictures, tmp_path, name):
+    assert ImageFiles(pictures).read(name) is None
+    assert ImageFiles(make_tar(pictures, tmp_path / "pictures.tar")).read(name) is None
+
+
+def test_faulty_sources(pictures, tmp_path):
+    with pytest.raises(BivrecError, match="no such folder or tar"):
+        ImageFiles(tmp_path / "absent.tar")
+    for source in (pictures / "words.png", make_tar(pictures, tmp_path / "small.tar.gz", "w:gz")):
+        with pytest.raises(BivrecError, match="not an uncompressed tar"):
+            ImageFiles(source)
+
+
+def test_resnet_gives_its_pooled_output(pictures, tmp_path):
+    encoder = TransformersImageEncoder(str(save_resnet(tmp_path / "resnet")))
+    images = [ImageFiles(pictures).read(f"{row}.png") for row in range(4)]
+    rows = encoder(images)
+    assert rows.shape == (4, encoder.dimension) == (4, 16)
+    alone = torch.cat([encoder([image]) for image in images])
+    torch.testing.assert_close(rows, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_descriptor_tells_colour_and_texture_apart():
+    red, blue = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (50, 50), "blue")
+    dark_red = Image.new("RGB", (30, 20), (250, 3, 3))
+    stripes = Image.new("RGB", (64, 64), "red")
+    stripes.paste("blue", (0, 0, 64, 32))
+    rows = DescriptorImageEncoder()([red, blue, dark_red, stripes])
+    assert rows.shape == (4, 240)
+    assert torch.isfinite(rows).all()
+    similarity = rows @ rows.T
+    assert similarity[0, 2] > 1.9 > similarity[0, 3] > similarity[0, 1]
+
+
+def test_pillow_is_named_when_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(BivrecError, match=r'pillow is not installed.*pip install "bivrec\[encoders\]"'):
+        ImageFiles(tmp_path)
