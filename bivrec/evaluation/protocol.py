@@ -1,0 +1,96 @@
+"""Whom the evaluation asks, and for what: ComiRec's strong generalisation (Cen et al., KDD 2020).
+
+The users of a split were never trained on. The first 80 % of a user's sequence is the history, the rest is the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bivrec.data.domain import Sequences
+from bivrec.errors import BivrecError
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EvaluationUsers:
+    """Histories and targets as stretches of one flat item array; nothing is copied from the Domain.
+
+    User u's history is items[starts[u]:cuts[u]] and its targets are items[cuts[u]:ends[u]], oldest first.
+    """
+
+    items: npt.NDArray[np.int32]
+    starts: Integers
+    cuts: Integers
+    ends: Integers
+    user_ids: list[str]
+    skipped: int
+    """Users of the split left out because they have no history or no target."""
+    history_limit: int | None = None
+    """Only this many of the most recent history items may be read."""
+
+    @classmethod
+    def from_sequences(cls, sequences: Sequences) -> EvaluationUsers:
+        """Cut each sequence of L items after int(0.8 L): that many are history, the rest (at least one) are targets.
+
+        Users with fewer than 2 items are left out and counted in `skipped`.
+        """
+        offsets = np.asarray(sequences.offsets, dtype=np.int64)
+        lengths = np.diff(offsets)
+        rows = np.flatnonzero(lengths >= 2)
+        starts = offsets[rows]
+        return cls(
+            items=sequences.items,
+            starts=starts,
+            cuts=starts + lengths[rows] * 4 // 5,
+            ends=offsets[rows + 1],
+            user_ids=[sequences.user_ids[row] for row in rows],
+            skipped=len(lengths) - len(rows),
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def cold_start(self, last: int) -> EvaluationUsers:
+        """The same users and targets with only the `last` most recent items of each history kept.
+
+        Items that were cut off still count as seen. Raises BivrecError if `last` is below 1.
+        """
+        if last < 1:
+            raise BivrecError(f"cold start keeps the last {last} items of a history; expected 1 or more")
+        return replace(self, history_limit=min(last, self.history_limit or last))
+
+    def histories(self, first: int, last: int, max_history: int | None = None) -> Tensor:
+        """Most recent history items of users first..last-1, int64 [B, L], padded on the left with 0.
+
+        L is the longest of these histories, at most `max_history` and at most `history_limit`.
+        """
+        starts, cuts = self.starts[first:last], self.cuts[first:last]
+        for limit in (max_history, self.history_limit):
+            if limit is not None:
+                starts = np.maximum(starts, cuts - limit)
+        return self._left_padded(starts, cuts)
+
+    def seen(self, first: int, last: int) -> Tensor:
+        """Whole histories of users first..last-1, whatever a model reads of them, int64 [B, L], padded with 0."""
+        return self._left_padded(self.starts[first:last], self.cuts[first:last])
+
+    def targets(self) -> tuple[Integers, Integers]:
+        """Targets in CSR form: offsets [U + 1] and items [T], in time order, repeats kept."""
+        lengths = self.ends - self.cuts
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.cuts - offsets[:-1], lengths)
+        return offsets, self.items[places].astype(np.int64)
+
+    def _left_padded(self, starts: Integers, ends: Integers) -> Tensor:
+        width = int((ends - starts).max(initial=0))
+        places = ends[:, None] - np.arange(width, 0, -1)
+        inside = places >= starts[:, None]
+        padded = np.where(inside, self.items[np.where(inside, places, 0)], 0)
+        return torch.from_numpy(padded.astype(np.int64))

@@ -1,0 +1,183 @@
+"""Full-catalogue ranking in bounded memory, and the evaluation of a scorer on the users of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bivrec.errors import BivrecError
+from bivrec.evaluation.metrics import find_hits, ranking_metrics
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.files import new_file
+
+
+class Scorer(Protocol):
+    """What can be evaluated: it reads histories and scores a stretch of the catalogue at a time."""
+
+    @property
+    def num_items(self) -> int:
+        """V; items are 1..V, and 0 is padding."""
+
+    @property
+    def max_history(self) -> int | None:
+        """How many of the most recent items it reads; None: all."""
+
+    def encode(self, histories: Tensor) -> Any:
+        """State of B users from their histories, int64 [B, L] on the CPU, padded on the left with 0."""
+
+    def score(self, users: Any, first: int, last: int) -> Tensor:
+        """Scores of items first..last-1, floating point [B, last - first]; top-k runs on the device it lies on."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Means over users and the values that they are means of, as fractions of 1."""
+
+    metrics: dict[str, float]
+    """{"recall@20": mean over users, ...}."""
+    per_user: dict[str, npt.NDArray[np.float64]]
+    """{"recall@20": [num_users], ...} in the order of the EvaluationUsers."""
+    num_users: int
+    skipped: int
+
+
+@torch.no_grad()
+def top_k(
+    scorer: Scorer, histories: Tensor, k: int, exclude: Tensor | None = None, item_chunk: int = 65536
+) -> tuple[Tensor, Tensor]:
+    """The k best of the whole catalogue for each history: items [B, k] (int64) and scores [B, k], best first.
+
+    histories: int64 [B, L], padded on the left with 0. exclude: int64 [B, S] items never to recommend, padded with 0.
+    Equal scores are ordered by item index, the lowest (most popular) first. Where fewer than k items remain the list
+    ends with item 0 and score -inf. Memory is B x `item_chunk` scores.
+    Raises BivrecError if a score is not a number or the catalogue is empty.
+    """
+    users = scorer.encode(histories)
+    items: Tensor | None = None
+    scores: Tensor | None = None
+    for first in range(1, scorer.num_items + 1, item_chunk):
+        last = min(first + item_chunk, scorer.num_items + 1)
+        chunk = scorer.score(users, first, last)
+        if exclude is not None:
+            chunk = _mask(chunk, exclude.to(chunk.device), first)
+        chunk_scores, columns = _stable_top_k(chunk, k)
+        if chunk_scores.isnan().any():
+            raise BivrecError(
+                "the model gives scores that are not numbers: it has diverged (train at a lower learning rate) "
+                "or the item features hold NaN (encode the Domain again)"
+            )
+        if items is None or scores is None:
+            items, scores = columns + first, chunk_scores
+        else:
+            # What was found before has lower indices, so a stable sort keeps the order of ties.
+            scores, order = torch.cat([scores, chunk_scores], 1).sort(dim=1, descending=True, stable=True)
+            items = torch.cat([items, columns + first], 1).gather(1, order)[:, :k]
+            scores = scores[:, :k]
+    if items is None or scores is None:
+        raise BivrecError("the catalogue has no items to rank")
+    items = items.masked_fill(scores == -torch.inf, 0)
+    missing = (0, k - items.shape[1])
+    return torch.nn.functional.pad(items, missing), torch.nn.functional.pad(scores, missing, value=-torch.inf)
+
+
+def recommend_users(
+    scorer: Scorer,
+    users: EvaluationUsers,
+    k: int,
+    remove_seen: bool = False,
+    user_chunk: int = 256,
+    item_chunk: int = 65536,
+    accelerator: Accelerator | None = None,
+) -> npt.NDArray[np.int64]:
+    """The k best items of every user, [U, k], on every process.
+
+    Processes take whole chunks of users in turn: a chunk is computed alike however many processes there are, so their
+    number changes no result.
+    """
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = accelerator.device if accelerator else None
+    recommended = torch.zeros(len(users), k, dtype=torch.int64, device=device)
+    chunks = range(rank * user_chunk, len(users), world * user_chunk)
+    for first in tqdm(chunks, desc="ranking", unit="chunk", leave=False, disable=True if rank else None):
+        last = min(first + user_chunk, len(users))
+        exclude = users.seen(first, last) if remove_seen else None
+        histories = users.histories(first, last, scorer.max_history)
+        recommended[first:last] = top_k(scorer, histories, k, exclude, item_chunk)[0]
+    if accelerator and world > 1:
+        # Every row is zero on all processes but one.
+        recommended = accelerator.reduce(recommended, reduction="sum")
+    return recommended.cpu().numpy()
+
+
+def evaluate(
+    scorer: Scorer,
+    users: EvaluationUsers,
+    ks: Sequence[int] = (10, 20, 50),
+    remove_seen: bool = False,
+    user_chunk: int = 256,
+    item_chunk: int = 65536,
+    accelerator: Accelerator | None = None,
+) -> EvaluationResult:
+    """Rank the whole catalogue for every user and compare with the targets; no candidates are sampled.
+
+    remove_seen: never recommend an item of the user's whole history; a target that is a repeat can then not be hit.
+    accelerator: share the users among its processes; every process returns the same result.
+    Raises BivrecError if there is no user to evaluate or a k is below 1.
+    """
+    if min(ks) < 1:
+        raise BivrecError(f"k = {min(ks)}: a list of recommendations has at least 1 item")
+    if not len(users):
+        raise BivrecError(
+            f"no user to evaluate: all {users.skipped} users of the split have fewer than 2 items; prepare more data"
+        )
+    recommended = recommend_users(scorer, users, max(ks), remove_seen, user_chunk, item_chunk, accelerator)
+    per_user = ranking_metrics(*find_hits(recommended, *users.targets()), ks)
+    means = {name: float(values.mean()) for name, values in per_user.items()}
+    return EvaluationResult(means, per_user, num_users=len(users), skipped=users.skipped)
+
+
+def write_per_user(path: Path, users: EvaluationUsers, result: EvaluationResult) -> None:
+    """Write Parquet with one row per evaluated user: `user_id` and one float64 column per metric."""
+    table = pa.table({"user_id": pa.array(users.user_ids, pa.string()), **result.per_user})
+    with new_file(path) as staging:
+        pq.write_table(table, staging)
+
+
+def _mask(scores: Tensor, exclude: Tensor, first: int) -> Tensor:
+    """Scores with -inf for the excluded items of the chunk that begins with item `first`."""
+    users, places = ((exclude >= first) & (exclude < first + scores.shape[1])).nonzero(as_tuple=True)
+    return scores.index_put((users, exclude[users, places] - first), scores.new_tensor(-torch.inf))
+
+
+def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Largest k of each row, ties by lower column; torch.topk alone leaves the choice among ties open."""
+    width = scores.shape[1]
+    values, columns = scores.topk(min(k + 1, width), dim=1)
+    if k < width:
+        threshold = values[:, k]
+        tied = ((values[:, k - 1] == threshold) & (threshold > -torch.inf)).nonzero().squeeze(1)
+        columns = columns[:, :k]
+        if len(tied):
+            columns[tied] = _lowest_columns(scores[tied], threshold[tied, None], k)
+    columns = columns.sort(dim=1).values
+    values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)
+
+
+def _lowest_columns(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """All columns above the threshold (fewer than k) and the lowest of those equal to it, k in all."""
+    preference = torch.arange(scores.shape[1], 0, -1, dtype=torch.int32, device=scores.device)
+    preference = torch.where(scores == threshold, preference, 0)
+    preference[scores > threshold] = scores.shape[1] + 1
+    return preference.topk(k, dim=1).indices
