@@ -1,0 +1,75 @@
+"""bivrec evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from bivrec.cli.options import FOLDER, results_table
+from bivrec.errors import BivrecError
+
+
+@click.command()
+@click.argument("domain", type=FOLDER)
+@click.option("--run", "runs", type=FOLDER, multiple=True, help="A Run; repeatable.")
+@click.option("--from-hub", "sources", metavar="TOWER", multiple=True,
+              help="A published tower, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
+@click.option("--floor", "floors", type=click.Choice(["popularity", "item-knn", "content-knn"]), multiple=True,
+              help="A method without training; repeatable.")  # fmt: skip
+@click.option("--zero-shot", is_flag=True, help="Use the tower of a Run on a DOMAIN that it was not trained on.")
+@click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")
+@click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(20,), help="List length; repeatable.")
+@click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
+@click.option("--cold", type=click.IntRange(min=1), help="Keep only the last N items of each history.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--per-user", type=FOLDER, help="New folder for one Parquet file of per-user metrics per row.")
+def evaluate(
+    domain: Path,
+    runs: tuple[Path, ...],
+    sources: tuple[str, ...],
+    floors: tuple[str, ...],
+    zero_shot: bool,
+    view: str,
+    split: str,
+    ks: tuple[int, ...],
+    remove_seen: bool,
+    cold: int | None,
+    as_json: bool,
+    per_user: Path | None,
+) -> None:
+    """Rank the whole catalogue of DOMAIN for the users of a split.
+
+    Each --run, --from-hub and --floor gives one row per view. A published tower has not seen DOMAIN: its rows are
+    zero-shot.
+    """
+    from bivrec.data.domain import Domain
+    from bivrec.evaluation.protocol import EvaluationUsers
+    from bivrec.evaluation.ranking import evaluate as rank
+    from bivrec.evaluation.ranking import write_per_user
+    from bivrec.files import new_folder
+    from bivrec.scorers import named_scorers
+
+    if not (runs or sources or floors):
+        raise BivrecError("nothing to evaluate: give --run, --from-hub or --floor")
+    opened = Domain.open(domain)
+    users = EvaluationUsers.from_sequences(opened.sequences(split))
+    if cold is not None:
+        users = users.cold_start(cold)
+    results = {
+        name: rank(scorer, users, ks, remove_seen)
+        for name, scorer in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot)
+    }
+    if per_user is not None:
+        with new_folder(per_user) as staging:
+            for name, result in results.items():
+                write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, result)
+    metrics = {name: result.metrics for name, result in results.items()}
+    if as_json:
+        click.echo(json.dumps({"domain": opened.name, "split": split, "users": len(users), "results": metrics}))
+        return
+    click.echo(results_table(metrics, "model"))
+    skipped = f", {users.skipped} with fewer than 2 items left out" if users.skipped else ""
+    click.echo(f"{len(users)} {split} users of {opened.name}{skipped}; {opened.num_items} items ranked")

@@ -1,0 +1,71 @@
+"""bivrec finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bivrec.cli.options import FOLDER, overwrite_option, results_table, set_option, track_option
+from bivrec.errors import BivrecError
+
+
+@click.command()
+@click.argument("domain", type=FOLDER, required=False)
+@click.option("--from-hub", "source", metavar="TOWER", help="Published tower: ORG/NAME[@revision], or a folder.")
+@click.option("--from-scratch", is_flag=True, help="Fresh weights in the tower's architecture, for comparison.")
+@click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
+@click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file.")
+@click.option("--views", type=click.Choice(["both", "mm", "id"]), help="Views to train.  [default: the recipe's]")
+@click.option("--freeze-tower", is_flag=True, help="Keep the tower frozen throughout.")
+@click.option("--freeze-steps", type=click.IntRange(min=1), help="Keep the tower frozen for the first steps.")
+@click.option("--tower-learning-rate", type=float, help="Learning rate of the tower.  [default: the recipe's]")
+@set_option
+@overwrite_option
+@click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings.")
+@track_option
+def finetune(
+    domain: Path | None,
+    source: str | None,
+    from_scratch: bool,
+    path: Path,
+    recipe: str,
+    views: str | None,
+    freeze_tower: bool,
+    freeze_steps: int | None,
+    tower_learning_rate: float | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    resume: bool,
+    track: str | None,
+) -> None:
+    """Attach a fresh ID tower to a published tower and train both views on the target DOMAIN (stage 2)."""
+    from bivrec import finetune as stage
+    from bivrec.data.domain import Domain
+    from bivrec.hub import load_tower
+    from bivrec.pretrain import resume as resume_run
+    from bivrec.recipes import read_recipe
+
+    if resume:
+        if overrides or views or overwrite or source:
+            raise BivrecError("--resume: goes on with the Run's own settings; give only --to, and --track if wanted")
+        run = resume_run(path, track)
+    else:
+        if domain is None:
+            raise BivrecError("DOMAIN: expected the folder of a prepared Domain, or --resume")
+        if source is None and not from_scratch:
+            raise BivrecError("--from-hub: expected a published tower (ORG/NAME or a folder), or --from-scratch")
+        if freeze_tower or freeze_steps:
+            overrides = (*overrides, f"training.frozen_tower_steps={-1 if freeze_tower else freeze_steps}")
+        if tower_learning_rate is not None:
+            overrides = (*overrides, f"training.tower_learning_rate={tower_learning_rate}")
+        if views:
+            trained = "[id, mm]" if views == "both" else f"[{views}]"
+            overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")
+        opened = Domain.open(domain)
+        tower = load_tower(source) if source else None
+        config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
+        start = None if from_scratch else tower
+        run = stage.finetune(opened, path, config, start, overwrite=overwrite, tracker=track)
+    click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
+    click.echo(results_table(run.results()))

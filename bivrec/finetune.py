@@ -1,0 +1,83 @@
+"""Stage 2: a published tower on a target Domain, with a fresh ID tower beside it, or alone (zero-shot)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bivrec.config import Config, config_from_dict
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.hub import TowerArtefact
+from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.training.fit import fit
+from bivrec.training.run import Run, fresh_model
+
+FREE_MODEL_SETTINGS = ("dropout", "assignment", "assignment_temperature", "aggregation", "interests_per_item")
+"""Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
+
+
+def finetune_config(recipe: Mapping[str, Any], tower: TowerArtefact | None) -> Config:
+    """The configuration of a finetuning: the recipe's, with the architecture of the tower.
+
+    Raises BivrecError if the recipe asks for another architecture than the tower has.
+    """
+    if tower is None:
+        return config_from_dict(recipe, "recipe")
+    wanted = recipe.get("model") or {}
+    architecture = dataclasses.asdict(tower.config)
+    faults = [
+        f"model.{key}: the tower has {architecture[key]!r}, the recipe {value!r}"
+        for key, value in wanted.items()
+        if key in architecture
+        and key not in FREE_MODEL_SETTINGS
+        and _comparable(architecture[key]) != _comparable(value)
+    ]
+    if faults:
+        raise BivrecError(f"{tower.source['name']}: {'; '.join(faults)}; leave these keys out of the recipe")
+    return config_from_dict({**recipe, "model": {**architecture, **wanted}}, "recipe")
+
+
+def finetune(
+    domain: Domain,
+    path: Path,
+    config: Config,
+    tower: TowerArtefact | None,
+    *,
+    overwrite: bool = False,
+    tracker: str | None = None,
+) -> Run:
+    """Train the views of the configuration on `domain`, the multimodal one from `tower` (None: from scratch)."""
+
+    def make_model() -> BiVRec:
+        if tower is None:
+            return fresh_model(config, domain)
+        adapted = dataclasses.replace(tower, config=config.model).attach(domain)
+        if "id" not in config.training.views:
+            return BiVRec({"mm": adapted})
+        return BiVRec({"id": id_tower(config.model, domain.num_items), "mm": adapted})
+
+    if tower is not None and "mm" not in config.training.views:
+        raise BivrecError("training.views: finetuning a tower needs the multimodal view; add mm, or drop --from-hub")
+    return fit(
+        "finetune",
+        domain,
+        path,
+        config,
+        make_model,
+        started_from=tower.source if tower else None,
+        pretrained=("mm",) if tower else (),
+        overwrite=overwrite,
+        tracker=tracker,
+    )
+
+
+def zero_shot_model(domain: Domain, tower: TowerArtefact) -> BiVRec:
+    """The tower alone on a Domain that it was never trained on."""
+    return BiVRec({"mm": tower.attach(domain)})
+
+
+def _comparable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,67 @@
+"""Pictures of Runs and of comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bivrec.errors import BivrecError
+from bivrec.files import new_file
+from bivrec.training.run import Run
+
+
+def plot_comparison(path: Path, results: Mapping[str, Mapping[str, float]], metric: str, title: str) -> None:
+    """A horizontal bar for each system's value of a metric, in percent, in the given order; PNG."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(results) + 1.2), layout="constrained")
+    values = [100 * metrics[metric] for metrics in results.values()]
+    bars = axes.barh(range(len(values)), values, color=_colours(results))
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set_yticks(range(len(values)), list(results))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{metric} (%)")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    _save(figure, path)
+
+
+def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str) -> None:
+    """Validation curves of Runs over optimiser steps, one line per Run (its selection view); PNG."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, run in runs.items():
+        views = {line["view"] for line in run.metrics() if line["split"] == "validation"}
+        wanted = run.config.training.selection_view
+        shown = wanted if wanted in views else next(iter(views), wanted)
+        points = [line for line in run.metrics() if line["split"] == "validation" and line["view"] == shown]
+        axes.plot([p["step"] for p in points], [100 * p[metric] for p in points], marker="o", markersize=3, label=name)
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel(f"validation {metric} (%)")
+    axes.set_title(title)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _colours(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Floors in grey, so that what was trained stands out."""
+    return ["#b0b0b0" if name in ("popularity", "item-knn", "content-knn") else "#3b6ea5" for name in names]
+
+
+def _save(figure: Any, path: Path) -> None:
+    with new_file(path) as staging:
+        # The software and date that matplotlib would record change the bytes from run to run.
+        figure.savefig(staging, format="png", dpi=120, metadata={"Software": None})
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise BivrecError('matplotlib is not installed; run `pip install "bivrec[plots]"`') from None
+    return pyplot

@@ -1,0 +1,63 @@
+"""Everything that can rank, opened by name: Runs, published towers, and the floors that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bivrec.baselines.content_knn import ContentKNN
+from bivrec.baselines.item_knn import ItemKNN
+from bivrec.baselines.popularity import Popularity
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.ranking import Scorer
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.finetune import zero_shot_model
+from bivrec.hub import load_tower, tower_of_run
+from bivrec.model.bivrec import BiVRec
+from bivrec.training.run import Run
+
+FLOORS = ("popularity", "item-knn", "content-knn")
+
+
+def named_scorers(
+    domain: Domain,
+    runs: Sequence[Path] = (),
+    towers: Sequence[str] = (),
+    floors: Sequence[str] = (),
+    *,
+    view: str = "all",
+    zero_shot: bool = False,
+) -> Iterator[tuple[str, Scorer]]:
+    """Names and scorers for `domain`, one at a time so that only one model is in memory.
+
+    view: id, mm, both, or all that a model has. zero_shot: of the Runs, use the tower alone, on a Domain that it was
+    not trained on. Raises BivrecError for what cannot be opened, or does not fit the Domain.
+    """
+    for floor in floors:
+        yield floor, _fit_floor(floor, domain)
+    for path in runs:
+        run = Run.open(path)
+        if zero_shot:
+            yield f"{path.name} zero-shot", ModelScorer(zero_shot_model(domain, tower_of_run(run)), "mm")
+        else:
+            for name, scorer in _views(run.load_model(domain), view):
+                yield f"{path.name} {name}", scorer
+    for source in towers:
+        yield f"{source.rstrip('/')} zero-shot", ModelScorer(zero_shot_model(domain, load_tower(source)), "mm")
+
+
+def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:
+    views = ((*model.views, "both") if len(model.views) > 1 else model.views) if view == "all" else (view,)
+    for name in views:
+        yield name, ModelScorer(model, name)
+
+
+def _fit_floor(name: str, domain: Domain) -> Scorer:
+    if name == "popularity":
+        return Popularity.fit(domain)
+    if name == "item-knn":
+        return ItemKNN.fit(domain)
+    if name == "content-knn":
+        return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",))
+    raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")
