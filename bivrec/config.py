@@ -78,6 +78,12 @@ class ModelConfig:
         "stay where similar items are near in a Domain that was never seen",
         choices=("free", "content"),
     )
+    mm_projection: str = _setting(
+        "learned",
+        "projection of the features to item vectors: learned, or frozen at its orthogonal start, which keeps the "
+        "similarities that the encoders give",
+        choices=("learned", "frozen"),
+    )
     modalities: tuple[str, ...] = _setting(
         ("text", "image"), "features that the multimodal view reads", choices=MODALITIES
     )

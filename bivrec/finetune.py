@@ -15,7 +15,7 @@ from bivrec.model.bivrec import BiVRec, id_tower
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
-FREE_MODEL_SETTINGS = ("dropout", "assignment", "assignment_temperature", "aggregation", "interests_per_item")
+FREE_MODEL_SETTINGS = ("dropout", "assignment", "assignment_temperature", "aggregation", "interests_per_item", "mm_projection")
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 
 

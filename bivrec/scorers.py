@@ -36,6 +36,8 @@ def named_scorers(
     """
     for floor in floors:
         yield floor, _fit_floor(floor, domain)
+    for source in towers:
+        yield f"{source.rstrip('/')} zero-shot", ModelScorer(zero_shot_model(domain, load_tower(source)), "mm")
     for path in runs:
         run = Run.open(path)
         if zero_shot:
@@ -43,8 +45,6 @@ def named_scorers(
         else:
             for name, scorer in _views(run.load_model(domain), view):
                 yield f"{path.name} {name}", scorer
-    for source in towers:
-        yield f"{source.rstrip('/')} zero-shot", ModelScorer(zero_shot_model(domain, load_tower(source)), "mm")
 
 
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:

@@ -70,10 +70,7 @@ def test_layouts(tmp_path, reviews, item, write, suffix):
     assert as_rows(raw) == [("A1", "B1", 100 * unit), ("A1", "B2", 200 * unit)]
     [row] = raw.catalogue.to_pylist()
     assert row["title"] == "Pen & Ink"
-    description = "It's, fine" if item is ITEM_2018 else "It's fine"
-    if item is ITEM_2014:
-        description += " ."
-    assert row["text"].removesuffix(".").startswith(f"Pen & Ink. Acme. Office, Pens, Ink. {description[:4]}")
+    assert row["text"] == "Pen & Ink. Acme. Office, Pens, Ink. It's fine"
 
 
 def test_parquet_and_csv(tmp_path):
@@ -99,7 +96,7 @@ def test_metadata_is_not_evaluated(tmp_path):
 
 def test_faults(tmp_path):
     reviews = lines(tmp_path / "r.json", REVIEWS_2014)
-    with pytest.raises(BivrecError, match=r"r\.json: row 1: no parent_asin or asin|m\.json: row 1: no parent_asin"):
+    with pytest.raises(BivrecError, match=r"m\.json: row 1: no parent_asin or asin; found title"):
         read_amazon([reviews], [lines(tmp_path / "m.json", [{"title": "x"}])])
     with pytest.raises(BivrecError, match=r"row 1: expected user_id, parent_asin, timestamp or reviewerID, asin"):
         read_amazon([lines(tmp_path / "x.json", [{"a": 1}])])

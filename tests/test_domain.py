@@ -5,6 +5,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn import functional
 
 from bivrec.data.domain import FEATURES_FILE, SPLITS, Domain, FeatureSpec
 from bivrec.errors import BivrecError
@@ -60,9 +62,25 @@ def test_features_of_both_modalities(domain):
     assert both.shape == (size, 6)
     assert not both[0].any()
     assert not both[3, 2:].any()
-    assert torch.equal(both[1:, :2], image[1:])
+    assert torch.equal(both[1:, :2], functional.normalize(image[1:], dim=1))
+    assert torch.equal(both[4:, 2:], functional.normalize(text[4:], dim=1))
     assert torch.equal(domain.has_modality("text"), present(domain, 3))
     domain.verify()
+
+
+def test_half_precision_is_kept_on_disk_and_widened_on_reading(domain):
+    features = {"text": torch.rand(domain.num_items + 1, 4).half()}
+    domain = domain.with_features(features, {"text": present(domain)}, {"text": TEXT})
+    assert load_file(domain.path / FEATURES_FILE)["text"].dtype == torch.float16
+    assert domain.features(("text",)).dtype == torch.float32
+
+
+def test_features_have_the_permissions_of_any_new_file(domain):
+    domain = domain.with_features(
+        {"text": torch.rand(domain.num_items + 1, 4)}, {"text": present(domain)}, {"text": TEXT}
+    )
+    (domain.path / "other").touch()
+    assert (domain.path / FEATURES_FILE).stat().st_mode == (domain.path / "other").stat().st_mode
 
 
 def test_killed_while_features_are_stored_it_opens_without_features(domain, monkeypatch):

@@ -130,3 +130,11 @@ def test_features_computed_elsewhere(tmp_path):
     ids.write_text("x\ny\n")
     with pytest.raises(BivrecError, match="none of its 2 items is in"):
         store_features(domain, "image", path, ids=ids)
+
+
+def test_features_too_large_for_half_precision(tmp_path):
+    domain = make_domain(tmp_path / "d", texts(2))
+    np.save(tmp_path / "f.npy", np.full((1, 3), 1e6))
+    (tmp_path / "ids.txt").write_text("item000001\n")
+    with pytest.raises(BivrecError, match="item index 2 are not finite; leave out --half"):
+        store_features(domain, "text", tmp_path / "f.npy", ids=tmp_path / "ids.txt", half=True)

@@ -72,7 +72,9 @@ def test_missing_folder_model_and_package(monkeypatch, tmp_path):
         TransformersTextEncoder("bert-base-uncased")
 
 
-def test_unknown_pooling():
+def test_unknown_pooling_and_device(bert):
+    with pytest.raises(BivrecError, match="device 'gpu': not usable"):
+        TransformersTextEncoder(str(bert), device="gpu")
     with pytest.raises(BivrecError, match="pooling 'max'"):
         TransformersTextEncoder("bert-base-uncased", pooling="max")
 

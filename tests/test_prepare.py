@@ -44,7 +44,7 @@ def test_exact_duplicates_are_dropped_and_later_repeats_kept(tmp_path):
 
 def test_k_core_is_iterated_until_stable(tmp_path):
     rows = random_rows()
-    domain = prepare(raw_data(rows), tmp_path / "d", k_core=10)
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=8)
     left = list(dict.fromkeys(rows))
     before = None
     while before != len(left):
@@ -53,7 +53,7 @@ def test_k_core_is_iterated_until_stable(tmp_path):
             counts = {}
             for row in left:
                 counts[row[place]] = counts.get(row[place], 0) + 1
-            left = [row for row in left if counts[row[place]] >= 10]
+            left = [row for row in left if counts[row[place]] >= 8]
     expected = {}
     for user, item, _ in sorted(left, key=lambda row: row[2]):
         expected.setdefault(user, []).append(item)

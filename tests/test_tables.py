@@ -134,6 +134,18 @@ def test_wrong_type(tmp_path):
         read_tables(write(table, tmp_path / "t.parquet"))
 
 
+@pytest.mark.parametrize("users", [pa.array(["a", "b"], pa.large_string()), pa.array(["a", "b"]).dictionary_encode()])
+def test_columns_as_pandas_and_polars_write_them(tmp_path, users):
+    table = pa.table({"user_id": users, "item_id": [5, 6], "timestamp": [1.0, 2.0]})
+    assert as_rows(read_tables(write(table, tmp_path / "t.parquet"))) == [("a", "5", 1), ("b", "6", 2)]
+
+
+def test_fraction_as_timestamp(tmp_path):
+    table = pa.table({"user_id": ["a"], "item_id": ["x"], "timestamp": [1.5]})
+    with pytest.raises(BivrecError, match=r"t\.parquet: cannot be read: Float value 1\.5\d* was truncated"):
+        read_tables(write(table, tmp_path / "t.parquet"))
+
+
 def test_missing_file_and_empty_folder(tmp_path):
     with pytest.raises(BivrecError, match=r"none\.csv: no such file"):
         read_tables(tmp_path / "none.csv")

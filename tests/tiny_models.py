@@ -12,7 +12,9 @@ from bivrec.model.tower import Tower
 
 NUM_ITEMS = 23
 FEATURE_SIZE = 7
-TINY = ModelConfig(hidden_size=8, num_layers=1, num_heads=2, dropout=0.0, max_history=8, scales=(3,), num_interests=(3,))
+TINY = ModelConfig(
+    hidden_size=8, num_layers=1, num_heads=2, dropout=0.0, max_history=8, scales=(3,), num_interests=(3,)
+)
 """Dropout is off, so only the Gumbel noise is random in training."""
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,10 +40,14 @@ def tiny_tower(view: str = "id", **changes: Any) -> Tower:
     """A tower in float64 and evaluation mode."""
     config = replace(TINY, **changes)
     tower = id_tower(config, NUM_ITEMS) if view == "id" else mm_tower(config, item_features())
+    fresh = {key: value.clone() for key, value in tower.state_dict().items()}
     tower = randomised(tower).eval()
-    if view == "id":
-        with torch.no_grad():
+    with torch.no_grad():
+        if view == "id":
             tower.items.table.weight[0] = 0
+        if config.readout == "prefix":
+            # Rates that are drawn would forget everything at once, or nothing.
+            tower.sequence.decay.copy_(fresh["sequence.decay"])
     return tower
 
 

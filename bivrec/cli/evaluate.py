@@ -25,6 +25,7 @@ from bivrec.errors import BivrecError
 @click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
 @click.option("--cold", type=click.IntRange(min=1), help="Keep only the last N items of each history.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--plot", type=FOLDER, help="Write a picture of the recall (PNG).")
 @click.option("--per-user", type=FOLDER, help="New folder for one Parquet file of per-user metrics per row.")
 def evaluate(
     domain: Path,
@@ -38,6 +39,7 @@ def evaluate(
     remove_seen: bool,
     cold: int | None,
     as_json: bool,
+    plot: Path | None,
     per_user: Path | None,
 ) -> None:
     """Rank the whole catalogue of DOMAIN for the users of a split.
@@ -67,6 +69,11 @@ def evaluate(
             for name, result in results.items():
                 write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, result)
     metrics = {name: result.metrics for name, result in results.items()}
+    if plot is not None:
+        from bivrec.plots import plot_comparison
+
+        metric = f"recall@{20 if 20 in ks else ks[0]}"
+        plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
     if as_json:
         click.echo(json.dumps({"domain": opened.name, "split": split, "users": len(users), "results": metrics}))
         return

@@ -104,12 +104,12 @@ def _parse(line: str) -> Any:
 
 
 def _title_and_text(values: dict[str, Any]) -> tuple[str, str]:
-    parts = []
-    for keys in TEXT_KEYS:
-        strings = next((found for key in keys if (found := _strings(values.get(key)))), [])
-        # Categories repeat their parents.
-        parts.append(", ".join(dict.fromkeys(strings)))
-    return parts[0], ". ".join(part.rstrip(".") for part in parts if part)
+    title, brand, categories, description = (
+        next((found for key in keys if (found := _strings(values.get(key)))), []) for keys in TEXT_KEYS
+    )
+    # Categories repeat their parents.
+    parts = [" ".join(title), " ".join(brand), ", ".join(dict.fromkeys(categories)), " ".join(description)]
+    return parts[0], ". ".join(part.rstrip(". ") for part in parts if part)
 
 
 def _strings(value: Any) -> list[str]:

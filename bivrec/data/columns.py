@@ -92,7 +92,8 @@ def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Ite
         raise BivrecError(f"{path}: after row {row}: cannot be read ({fault}); fetch the file again") from None
     except UnicodeDecodeError as fault:
         raise BivrecError(f"{path}: after row {row}: not UTF-8 ({fault.reason}); convert the file") from None
-    except (ValueError, SyntaxError) as fault:
+    # A Python literal that is damaged or nested too deeply raises any of these.
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as fault:
         raise BivrecError(f"{path}: row {row}: not valid JSON ({fault}); mend or remove the line") from None
 
 
@@ -185,7 +186,7 @@ def _json_column(values: list[Any], kind: pa.DataType) -> pa.Array:
 def _fits(value: Any, kind: pa.DataType) -> bool:
     if value is None:
         return True
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, int) and kind == TIME and value.bit_length() > 63):
         return False
     return isinstance(value, {ID: int | str, TIME: int, TEXT: str}[kind])
 
@@ -198,7 +199,8 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
             raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
-        columns.append(_cast(column, kind, f"{path}: column '{name}'"))
+        with _faults_of(path):
+            columns.append(_cast(column, kind, f"{path}: column '{name}'"))
     return pa.table(columns, names=list(types))
 
 

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from bivrec.errors import BivrecError
 from bivrec.files import new_file, read_json, sha256, write_json
@@ -176,9 +177,11 @@ class Domain:
     def features(self, modalities: tuple[str, ...]) -> Tensor:
         """Float32 [V + 1, sum of dimensions]: the features of the modalities side by side, in the given order.
 
-        Row 0 (padding) and the rows of items without the modality are zeros.
+        Each modality's part of a row has length 1, so that none outweighs another. Row 0 (padding) and the parts of
+        items without the modality are zeros.
         """
-        return torch.cat([self._read_feature(name, name).float() for name in modalities], dim=1)
+        parts = [self._read_feature(name, name).float() for name in modalities]
+        return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1)
 
     def has_modality(self, modality: str) -> Tensor:
         """Bool [V + 1]: which items have features of the modality."""
@@ -187,11 +190,14 @@ class Domain:
     def with_features(
         self, features: Mapping[str, Tensor], present: Mapping[str, Tensor], specs: Mapping[str, FeatureSpec]
     ) -> Domain:
-        """Store features [V + 1, d] and presence [V + 1] by modality, keep those of other modalities, and reopen."""
+        """Store features [V + 1, d] and presence [V + 1] by modality, keep those of other modalities, and reopen.
+
+        Features are stored in the type that they have; `features` widens them to float32.
+        """
         tensors = {}
         for name in sorted({*self.info.features, *features}):
             values, has = (
-                (features[name].float(), present[name].bool())
+                (features[name], present[name].bool())
                 if name in features
                 else (self._read_feature(name, name), self.has_modality(name))
             )
@@ -201,7 +207,11 @@ class Domain:
         files = {name: record for name, record in self.info.files.items() if name != FEATURES_FILE}
         bare = dataclasses.replace(self.info, features={}, files=files)
         with new_file(self.path / FEATURES_FILE) as staging:
+            # safetensors makes a private file; give it the permissions that any other new file has.
+            staging.touch()
+            mode = staging.stat().st_mode
             save_file(tensors, staging)
+            staging.chmod(mode)
             record = _record(staging)
             # Killed between the two renames, the Domain must open: as one without features.
             _write_info(self.path, bare)

@@ -53,22 +53,12 @@ def prepare(
     if path.exists() and not overwrite:
         raise BivrecError(f"{path}: exists already; choose another folder or pass --overwrite")
     user_order, user_rank = _by_id(raw.user_ids)
-    log = _in_time_order(raw, user_rank)
-    unique = log.where(~_repeated(log))
-    kept = _core(unique, k_core, len(raw.user_ids), len(raw.item_ids))
-    if not len(kept):
-        raise BivrecError(
-            f"k-core {k_core} removes every one of the {len(unique)} interactions of "
-            f"{len(raw.user_ids)} users and {len(raw.item_ids)} items; lower --k-core"
-            if len(unique)
-            else "there are no interactions; check the files"
-        )
-    user_split = _split(kept, raw.splits if raw.splits is None else raw.splits[user_order], len(user_order), seed)
-    item_index, item_codes = _popularity_index(kept, user_split, raw.item_ids)
-    items, unknown, unfound = _item_table(raw, item_codes)
+    log, dropped = _filter(_in_time_order(raw, user_rank), k_core)
+    user_split = _split(log, raw.splits if raw.splits is None else raw.splits[user_order], len(user_order), seed)
+    item_index, item_codes = _popularity_index(log, user_split, raw.item_ids)
+    items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
-    sequences = {split: _sequences(kept, user_split == k, item_index, user_ids) for k, split in enumerate(SPLITS)}
-    users_before, items_before = _num_distinct(unique.users), _num_distinct(unique.items)
+    sequences = {split: _sequences(log, user_split == k, item_index, user_ids) for k, split in enumerate(SPLITS)}
     info = DomainInfo(
         format_version=FORMAT_VERSION,
         name=name or path.resolve().name,
@@ -79,15 +69,8 @@ def prepare(
         num_items=len(items),
         users={split: len(part) for split, part in sequences.items()},
         interactions={split: len(part.items) for split, part in sequences.items()},
-        dropped={
-            "duplicate_interactions": len(log) - len(unique),
-            "k_core_users": users_before - sum(len(part) for part in sequences.values()),
-            "k_core_items": items_before - len(items),
-            "k_core_interactions": len(unique) - len(kept),
-            "items_without_interactions": _num_only_listed(raw),
-            "images_not_found": unfound,
-        },
-        items_not_listed=unknown,
+        dropped=dropped | {"items_without_interactions": _num_only_listed(raw), "images_not_found": images_not_found},
+        items_not_listed=not_listed,
         missing={name: items[name].null_count for name in MODALITIES},
         features={},
         files={},
@@ -95,6 +78,26 @@ def prepare(
     with new_folder(path, overwrite) as staging:
         write_domain(staging, info, sequences, items)
     return Domain.open(path)
+
+
+def _filter(log: _Log, k_core: int) -> tuple[_Log, dict[str, int]]:
+    """What rules 2 and 3 leave, and how much they drop."""
+    if not len(log):
+        raise BivrecError("there are no interactions; check the files")
+    unique = log.where(~_repeated(log))
+    users, items = _num_distinct(unique.users), _num_distinct(unique.items)
+    kept = _core(unique, k_core)
+    if not len(kept):
+        raise BivrecError(
+            f"k-core {k_core} removes every one of the {len(unique)} interactions of {users} users and {items} items; "
+            "lower --k-core"
+        )
+    return kept, {
+        "duplicate_interactions": len(log) - len(unique),
+        "k_core_users": users - _num_distinct(kept.users),
+        "k_core_items": items - _num_distinct(kept.items),
+        "k_core_interactions": len(unique) - len(kept),
+    }
 
 
 def _by_id(ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +122,7 @@ def _repeated(log: _Log) -> np.ndarray:
     tied[1:] |= same_as_previous
     tied[:-1] |= same_as_previous
     rows = np.flatnonzero(tied)
-    moment = np.cumsum(np.concatenate([[True], ~same_as_previous]))[rows] if len(rows) else rows
+    moment = np.cumsum(np.concatenate([[True], ~same_as_previous]))[rows]
     order = np.lexsort((log.items[rows], moment))
     again = (np.diff(moment[order]) == 0) & (np.diff(log.items[rows][order]) == 0)
     repeated = np.zeros(len(log), bool)
@@ -127,15 +130,13 @@ def _repeated(log: _Log) -> np.ndarray:
     return repeated
 
 
-def _core(log: _Log, k: int, num_users: int, num_items: int) -> _Log:
-    while len(log):
-        few_users = np.bincount(log.users, minlength=num_users) < k
-        few_items = np.bincount(log.items, minlength=num_items) < k
+def _core(log: _Log, k: int) -> _Log:
+    while True:
+        few_users, few_items = np.bincount(log.users) < k, np.bincount(log.items) < k
         smaller = log.where(~(few_users[log.users] | few_items[log.items]))
         if len(smaller) == len(log):
-            break
+            return log
         log = smaller
-    return log
 
 
 def _split(log: _Log, given: np.ndarray | None, num_users: int, seed: int) -> np.ndarray:

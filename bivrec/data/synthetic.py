@@ -303,7 +303,8 @@ def _cumulative(gaps: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Cumulative sum within every user."""
     total: np.ndarray = np.cumsum(gaps)
     before: np.ndarray = np.concatenate([[0], total[np.cumsum(lengths)[:-1] - 1]])
-    return total - np.repeat(before, lengths)
+    within: np.ndarray = total - np.repeat(before, lengths)
+    return within
 
 
 def _ids(prefix: str, count: int) -> pa.StringArray:

@@ -206,6 +206,11 @@ def _store(
     if whiten:
         features = features.clone()
         features[present] = whiten_rows(features[present])
+    table = torch.nn.functional.pad(features.half() if half else features, (0, 0, 1, 0))
+    if not table.isfinite().all():
+        row = int((~table.isfinite().all(dim=1)).nonzero()[0])
+        hint = "; leave out --half" if half and features.isfinite().all() else "; the encoder's weights may be damaged"
+        raise BivrecError(f"{domain.path}: {modality} features of item index {row} are not finite{hint}")
     spec = FeatureSpec(
         encoder=encoder.name,
         revision=encoder.revision,
@@ -213,7 +218,6 @@ def _store(
         pooling=encoder.pooling,
         whiten=whiten,
     )
-    table = torch.nn.functional.pad(features.half() if half else features, (0, 0, 1, 0))
     domain.with_features({modality: table}, {modality: torch.nn.functional.pad(present, (1, 0))}, {modality: spec})
     shutil.rmtree(_parts_folder(domain, modality), ignore_errors=True)
     return spec

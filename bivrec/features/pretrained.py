@@ -61,10 +61,14 @@ def load_pretrained(source: str, preprocessor: str, device: str) -> Pretrained:
         raise BivrecError(
             f"{source}: {len(absent)} weights are not in the checkpoint, first {absent[0]}; choose another"
         )
+    try:
+        model = model.float().eval().requires_grad_(False).to(device)
+    except (RuntimeError, AssertionError) as fault:
+        raise BivrecError(f"device '{device}': not usable ({str(fault).splitlines()[0]}); try --device cpu") from None
     return Pretrained(
         name=folder.resolve().name if is_folder else name,
         revision=_hash_weights(folder) if is_folder else str(model.config._commit_hash),
-        model=model.float().eval().requires_grad_(False).to(device),
+        model=model,
         preprocessor=processor,
     )
 

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
+INTEREST_STD = 0.02
+QUERY_GAIN = 2.5 / INTEREST_STD
+"""Makes the affinities of Eq. 7 about as large as standard Gumbel noise at the start."""
+
+
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel noise in the shape of `like`."""
     return -torch.empty_like(like, dtype=torch.float32).exponential_().log().to(like.dtype)
@@ -45,8 +50,11 @@ class InterestClustering(nn.Module):
         self.temperature = temperature
         self.aggregation = aggregation
         self.interests = nn.Parameter(torch.empty(num_interests, hidden_size))
-        nn.init.trunc_normal_(self.interests, std=0.02)
+        nn.init.trunc_normal_(self.interests, std=INTEREST_STD)
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        # Interest tokens are small; without this gain all affinities would be near 0, far below the Gumbel noise, and
+        # allocations would stay random for thousands of steps.
+        nn.init.normal_(self.query.weight, std=QUERY_GAIN / math.sqrt(hidden_size))
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         if free:
             self.value = nn.Linear(hidden_size, hidden_size, bias=False)

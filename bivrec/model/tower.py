@@ -16,6 +16,8 @@ from bivrec.model.clustering import InterestClustering
 from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
 
 INITIAL_COSINE_SCALE = 10.0
+INITIAL_DECAYS = (1 / 2, 1 / 4)
+"""Fastest and slowest rate per item at which interests forget."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class SequenceEncoder(nn.Module):
             for count in config.num_interests
         )
         if self.causal:
-            self.decay = nn.Parameter(_spread_decays(config.num_interests[0], config.max_history))
+            self.log_decay = nn.Parameter(_spread_decays(config.num_interests[0]))
         if self.causal and free_interests:
             self.state = nn.Linear(width, width, bias=False)
             nn.init.eye_(self.state.weight)
@@ -104,13 +106,14 @@ class SequenceEncoder(nn.Module):
         if not self.causal:
             return tokens.mask[:, None, None, :].to(tokens.vectors.dtype)
         elapsed = tokens.newest[None, :] - reader_age[:, None]
-        remembered = torch.exp(-self.decay.exp()[None, :, None] * elapsed.clamp(min=0)[:, None, :])
+        remembered = torch.exp(-self.log_decay.exp()[None, :, None] * elapsed.clamp(min=0)[:, None, :])
         return (remembered * (elapsed >= 0)[:, None, :]).unsqueeze(0)
 
 
-def _spread_decays(count: int, max_history: int) -> Tensor:
-    """Logarithms of decay rates per item, from interests that last a whole history to fleeting ones of a few items."""
-    return torch.linspace(math.log(1 / max_history), math.log(1 / 2), count)
+def _spread_decays(count: int) -> Tensor:
+    """Logarithms of decay rates per item, from fleeting interests to those that last for several items."""
+    fastest, slowest = INITIAL_DECAYS
+    return torch.linspace(math.log(fastest), math.log(slowest), count)
 
 
 class IdItems(nn.Module):
@@ -142,11 +145,12 @@ class FeatureItems(nn.Module):
 
     features: Tensor | None
 
-    def __init__(self, feature_size: int, hidden_size: int) -> None:
+    def __init__(self, feature_size: int, hidden_size: int, learned: bool = True) -> None:
         super().__init__()
         self.projection = nn.Linear(feature_size, hidden_size, bias=False)
         # Orthogonal: before any training, similar features already give similar item vectors.
         nn.init.orthogonal_(self.projection.weight)
+        self.projection.weight.requires_grad_(learned)
         self.register_buffer("features", None, persistent=False)
 
     def attach(self, features: Tensor) -> None:

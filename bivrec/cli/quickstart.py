@@ -1,0 +1,51 @@
+"""bivrec quickstart."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+
+from bivrec.cli.options import FOLDER, overwrite_option
+from bivrec.errors import BivrecError
+
+COMMANDS = """
+prepare synthetic --to {0}/world --users 1200 --items 400 --mean-length 40
+    --target-users 600 --target-items 300 --target-mean-length 15
+encode {0}/world/source --text hashing --image descriptor --whiten
+encode {0}/world/target --text hashing --image descriptor --whiten
+pretrain {0}/world/source --recipe quickstart --to {0}/pretrained
+publish {0}/pretrained --to {0}/tower
+finetune {0}/world/target --from-hub {0}/tower --recipe quickstart --to {0}/finetuned
+finetune {0}/world/target --from-hub {0}/tower --from-scratch --recipe quickstart --to {0}/scratch
+evaluate {0}/world/target --floor popularity --floor item-knn --floor content-knn --from-hub {0}/tower
+    --run {0}/scratch --run {0}/finetuned --plot {0}/comparison.png
+"""
+
+
+def commands(folder: Path) -> list[list[str]]:
+    """The arguments of each `bivrec` command of the quickstart, in order."""
+    lines = COMMANDS.strip().replace("\n    ", " ").splitlines()
+    return [[word.format(folder) for word in line.split()] for line in lines]
+
+
+@click.command()
+@click.option("--to", "folder", type=FOLDER, default=Path("quickstart"), help="Folder for everything that is made.")
+@overwrite_option
+@click.pass_context
+def quickstart(ctx: click.Context, folder: Path, overwrite: bool) -> None:
+    """Run the whole chain on two small synthetic domains.
+
+    Prints and runs the commands that a user would type: prepare, encode, pretrain, publish, finetune, evaluate.
+    """
+    if folder.exists():
+        if not overwrite:
+            raise BivrecError(f"{folder}: exists already; choose another --to or pass --overwrite")
+        shutil.rmtree(folder)
+    group = ctx.find_root().command
+    for arguments in commands(folder):
+        click.secho(f"\n$ bivrec {shlex.join(arguments)}", bold=True)
+        group.main(arguments, prog_name="bivrec", standalone_mode=False)
+    click.echo(f"\nthe same as a picture: {folder / 'comparison.png'}; the card of the tower: {folder / 'tower/README.md'}")

@@ -1,0 +1,276 @@
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stages import NOISELESS, config, interrupt_at, same, settings, train_losses, weights
+
+from bivrec.config import Config
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.ranking import EvaluationResult
+from bivrec.pretrain import pretrain, resume
+from bivrec.training.run import Run
+
+pytest_plugins = ("stage_fixtures",)
+
+PREFIX = {"readout": "prefix", "gaussian": "bias", "score": "cosine"}
+SAMPLED = {"candidates": "popularity", "num_negatives": 20}
+RESUMED: dict[str, dict[str, dict[str, Any]]] = {
+    "both": {},
+    "prefix": {"model": PREFIX, "training": {"targets_per_sequence": 3}},
+    "sampled": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2}},
+    "scheduled": {"training": {"views": ["mm"], "schedule": "cosine", "warmup_steps": 4, "optimizer": "adam"}},
+}
+
+
+def with_steps(steps: int, evaluate_every: int, **sections: dict[str, Any]) -> Config:
+    training = {"steps": steps, "evaluate_every": evaluate_every, **sections.pop("training", {})}
+    return config(training=training, **sections)
+
+
+def without_rates(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in run.metrics()]
+
+
+# Interrupt and resume
+
+
+@pytest.mark.parametrize("sections", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_training_continues_bit_for_bit(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, dict[str, Any]]
+) -> None:
+    wanted = with_steps(12, 4, **sections)
+    straight = pretrain(source, tmp_path / "straight", wanted)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=7)
+        with pytest.raises(BivrecError, match=r"interrupted at step 8 and saved; .*--resume"):
+            pretrain(source, tmp_path / "broken", wanted)
+    resumed = resume(tmp_path / "broken")
+    for name in ("last", "best"):
+        assert same(weights(straight, name), weights(resumed, name))
+    assert straight.results() == resumed.results()
+    assert without_rates(straight) == without_rates(resumed)
+
+
+def test_an_interrupt_between_evaluations_loses_and_doubles_no_step(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = with_steps(8, 4)
+    straight = pretrain(source, tmp_path / "straight", wanted)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=5)
+        with pytest.raises(BivrecError, match="step 6"):
+            pretrain(source, tmp_path / "broken", wanted)
+    resumed = resume(tmp_path / "broken")
+    assert same(weights(straight), weights(resumed))
+    assert [(line["split"], line["step"], line.get("view")) for line in resumed.metrics()] == [
+        (line["split"], line["step"], line.get("view")) for line in straight.metrics()
+    ]
+
+
+def test_a_killed_training_does_again_what_was_not_saved(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = with_steps(8, 4)
+    straight = pretrain(source, tmp_path / "straight", wanted)
+    calls = iter(range(8))
+
+    def killed(*arguments: object) -> None:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bivrec.training.loop._Report.add", lambda *_: killed())
+        patch.setattr("bivrec.training.loop._Report.means", lambda self, step: {"step": step, "loss": 0.0})
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(source, tmp_path / "broken", wanted)
+    # What a report after the last checkpoint left behind.
+    Run.open(tmp_path / "broken").append_metrics({"split": "train", "step": 5, "loss": 0.0})
+    resumed = resume(tmp_path / "broken")
+    assert same(weights(straight), weights(resumed))
+    assert [line["step"] for line in resumed.metrics() if line["split"] == "train"] == [4, 8]
+
+
+def test_a_line_that_a_kill_cut_short_does_not_hinder_resuming(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", with_steps(2, 2))
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"split": "tr')
+    assert [line["step"] for line in resume(run.path).metrics()] == [2, 2, 2, 2]
+
+
+def test_a_finished_training_stays_as_it_is(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", with_steps(2, 2))
+    before, results = weights(run), run.results()
+    again = resume(run.path)
+    assert same(before, weights(again))
+    assert again.results() == results
+
+
+def test_ctrl_c_of_a_command(source: Domain, tmp_path: Path) -> None:
+    wanted = {"training": {"steps": 200, "evaluate_every": 10}}
+    command = ["pretrain", str(source.path), "--to", str(tmp_path / "broken"), *settings(**wanted)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bivrec", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "broken" / "last.safetensors").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        printed, complaint = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert printed == ""
+    assert len(complaint.splitlines()) == 1
+    assert complaint.startswith(f"Error: {tmp_path / 'broken'}: interrupted at step ")
+    progress = Run.open(tmp_path / "broken").progress("last")
+    assert 10 <= progress.step < 200
+    straight = pretrain(source, tmp_path / "straight", config(**wanted))
+    assert same(weights(straight), weights(resume(tmp_path / "broken")))
+
+
+def test_signal_handlers_are_given_back(source: Domain, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    pretrain(source, tmp_path / "run", with_steps(1, 1))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# Which weights are kept
+
+
+def scripted_recall(monkeypatch: pytest.MonkeyPatch, recalls: Sequence[float]) -> None:
+    """Validation recalls of a training with one view, in order."""
+    script: Iterator[float] = iter(recalls)
+
+    def evaluate(*arguments: Any, **options: Any) -> EvaluationResult:
+        return EvaluationResult({"recall@20": next(script)}, {"recall@20": np.zeros(1)}, num_users=1, skipped=0)
+
+    monkeypatch.setattr("bivrec.training.loop.evaluate", evaluate)
+
+
+def test_patience_stops_and_the_best_weights_are_kept(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = {"views": ["id"]}
+    two_steps = pretrain(source, tmp_path / "two", with_steps(2, 2, training=views))
+    scripted_recall(monkeypatch, [0.1, 0.5, 0.3, 0.5, 0.9])
+    run = pretrain(source, tmp_path / "run", with_steps(9, 1, training={**views, "patience": 2}))
+    last = run.progress("last")
+    assert (last.step, last.best_step, last.best_recall, last.finished) == (4, 2, 0.5, True)
+    assert run.progress("best").step == 2
+    assert same(weights(run, "best"), weights(two_steps))
+    assert not same(weights(run, "last"), weights(two_steps))
+
+
+def test_patience_that_is_lost_stays_lost(source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_recall(monkeypatch, [0.2, 0.1])
+    run = pretrain(source, tmp_path / "run", with_steps(9, 1, training={"views": ["id"], "patience": 1}))
+    assert resume(run.path).progress("last").step == 2
+
+
+def test_no_patience_means_all_steps(source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_recall(monkeypatch, [0.2, 0.1, 0.1, 0.1])
+    run = pretrain(source, tmp_path / "run", with_steps(4, 1, training={"views": ["id"], "patience": 0}))
+    assert run.progress("last").step == 4
+
+
+@pytest.mark.parametrize("view", ["id", "mm", "both"])
+def test_the_selection_view_decides(source: Domain, tmp_path: Path, view: str) -> None:
+    run = pretrain(source, tmp_path / "run", with_steps(4, 1, training={"selection_view": view}))
+    recalls = {line["step"]: line["recall@20"] for line in run.metrics() if line.get("view") == view}
+    assert list(recalls) == [1, 2, 3, 4]
+    assert run.progress().best_step == max(recalls, key=lambda step: recalls[step])
+    assert run.progress().best_recall == max(recalls.values())
+
+
+# A step
+
+
+@pytest.mark.parametrize("view", ["id", "mm"])
+def test_accumulation_changes_nothing_but_memory(source: Domain, tmp_path: Path, view: str) -> None:
+    losses = []
+    for parts in (1, 2):
+        training = {"views": [view], "accumulate": parts}
+        run = pretrain(source, tmp_path / f"{parts}", with_steps(5, 1, model=NOISELESS, training=training))
+        losses.append(train_losses(run))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_loss_falls(source: Domain, tmp_path: Path) -> None:
+    losses = train_losses(pretrain(source, tmp_path / "run", with_steps(40, 10)))
+    assert losses[-1] < losses[0]
+
+
+def test_the_seed_decides_everything(source: Domain, tmp_path: Path) -> None:
+    runs = [
+        pretrain(source, tmp_path / str(number), with_steps(2, 2, training={"seed": seed}))
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+@pytest.mark.usefixtures("pretrained")
+def test_bf16_after_a_training_in_fp32(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", with_steps(4, 2, training={"precision": "bf16"}))
+    assert all(value.dtype == torch.float32 for value in weights(run).values())
+    assert all(np.isfinite(train_losses(run)))
+    assert set(run.results()) == {"id", "mm", "both"}
+
+
+def test_no_clipping(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", with_steps(2, 1, training={"clip_norm": 0}))
+    assert all(np.isfinite(train_losses(run)))
+
+
+# Faults
+
+
+def test_a_loss_that_is_not_finite_is_an_error(source: Domain, tmp_path: Path) -> None:
+    wanted = with_steps(6, 6, training={"learning_rate": 1e30})
+    with pytest.raises(BivrecError, match=r"the loss is not finite at step 6.*learning_rate"):
+        pretrain(source, tmp_path / "run", wanted)
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(source: Domain, tmp_path: Path) -> None:
+    with pytest.raises(BivrecError, match="--track nosuchtracker: it is not installed"):
+        pretrain(source, tmp_path / "run", config(), tracker="nosuchtracker")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_folder_is_not_touched(source: Domain, pretrained: Run) -> None:
+    before = weights(pretrained)
+    with pytest.raises(BivrecError, match="exists already; pass --resume to go on, --overwrite to start anew"):
+        pretrain(source, pretrained.path, config())
+    assert same(before, weights(pretrained))
+
+
+def test_overwrite_starts_anew(source: Domain, tmp_path: Path) -> None:
+    pretrain(source, tmp_path / "run", with_steps(2, 1))
+    run = pretrain(source, tmp_path / "run", with_steps(1, 1), overwrite=True)
+    assert run.progress("last").step == 1
+    assert {line["step"] for line in run.metrics()} == {1}
+
+
+def test_a_domain_without_features_leaves_nothing_behind(small_domain: Domain, tmp_path: Path) -> None:
+    with pytest.raises(BivrecError, match="no text features; make them with `bivrec encode"):
+        pretrain(small_domain, tmp_path / "run", config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_begin_does_not_replace_the_old_one(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", with_steps(1, 1))
+    with pytest.raises(BivrecError, match="no training user has more than 1000 items"):
+        pretrain(source, run.path, with_steps(1, 1, training={"min_history": 1000}), overwrite=True)
+    assert Run.open(run.path).results() == run.results() != {}

@@ -1,0 +1,194 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bivrec.training import losses
+from bivrec.training.losses import full_softmax_loss, sampled_softmax_loss
+
+ROWS, WIDTH, CATALOGUE = 9, 5, 11
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
+"""Logits are float32 whatever goes in."""
+
+both_scorings = pytest.mark.parametrize("best_interest", [False, True])
+interest_counts = pytest.mark.parametrize("count", [1, 3])
+
+
+def random_problem(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Interests [R, K, D], targets [R] with repetitions, and the catalogue [V, D], in float64."""
+    generator = torch.Generator().manual_seed(count)
+    interests = torch.randn(ROWS, count, WIDTH, dtype=torch.float64, generator=generator)
+    catalogue = torch.randn(CATALOGUE, WIDTH, dtype=torch.float64, generator=generator)
+    targets = torch.randint(CATALOGUE, (ROWS,), generator=generator)
+    return interests.requires_grad_(True), targets, catalogue.requires_grad_(True)
+
+
+def random_histories() -> Tensor:
+    """Rows of the catalogue that are left out, filled up with -1; the target may be among them."""
+    left_out = torch.randint(-1, CATALOGUE, (ROWS, 4), generator=torch.Generator().manual_seed(8))
+    left_out[0] = -1
+    return left_out
+
+
+def slow_loss(
+    interests: Tensor, targets: Tensor, catalogue: Tensor, best_interest: bool, left_out: Tensor | None = None
+) -> Tensor:
+    """Eq. 19-21 row by row and item by item, with autograd."""
+    total = interests.new_zeros(())
+    for row, target in enumerate(targets.tolist()):
+        scores = [[v @ x for x in catalogue] for v in interests[row]]
+        nearest = max(range(len(scores)), key=lambda k: scores[k][target].item())
+        logits = {}
+        for item in range(len(catalogue)):
+            if left_out is not None and item in left_out[row] and item != target:
+                continue
+            k = max(range(len(scores)), key=lambda k: scores[k][item].item()) if best_interest else nearest
+            logits[item] = scores[k][item]
+        total = total - (logits[target] - torch.stack(list(logits.values())).exp().sum().log())
+    return total
+
+
+def value_and_gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    return (loss.detach().double(), *torch.autograd.grad(loss, leaves))
+
+
+@both_scorings
+@interest_counts
+@pytest.mark.parametrize("logits_per_chunk", [1, 3 * CATALOGUE, 7 * CATALOGUE, 2**20])
+@pytest.mark.parametrize("histories", [False, True])
+def test_full_softmax_has_the_value_and_gradients_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, best_interest: bool, count: int, logits_per_chunk: int, histories: bool
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", logits_per_chunk)
+    interests, targets, catalogue = random_problem(count)
+    left_out = random_histories() if histories else None
+    found = full_softmax_loss(interests, targets, catalogue, best_interest, left_out)
+    expected = slow_loss(interests, targets, catalogue, best_interest, left_out)
+    torch.testing.assert_close(
+        value_and_gradients(found, interests, catalogue),
+        value_and_gradients(expected, interests, catalogue),
+        **TOLERANCE,
+    )
+
+
+@both_scorings
+def test_full_softmax_passes_on_the_gradient_from_above(best_interest: bool) -> None:
+    interests, targets, catalogue = random_problem(3)
+    loss = full_softmax_loss(interests, targets, catalogue, best_interest)
+    once = torch.autograd.grad(loss, (interests, catalogue), retain_graph=True)
+    scaled = torch.autograd.grad(-2.5 * loss, (interests, catalogue))
+    for a, b in zip(once, scaled, strict=True):
+        torch.testing.assert_close(-2.5 * a, b)
+
+
+@both_scorings
+def test_full_softmax_of_large_scores_is_finite(best_interest: bool) -> None:
+    interests, targets, catalogue = random_problem(3)
+    loss = full_softmax_loss(1e4 * interests, targets, catalogue, best_interest)
+    assert all(part.isfinite().all() for part in value_and_gradients(loss, interests, catalogue))
+
+
+def test_a_single_item_has_no_loss() -> None:
+    interests = torch.randn(4, 2, WIDTH)
+    assert full_softmax_loss(interests, torch.zeros(4, dtype=torch.long), torch.randn(1, WIDTH), False).item() == 0
+
+
+def test_both_scorings_agree_with_one_interest() -> None:
+    interests, targets, catalogue = random_problem(1)
+    assert torch.equal(*(full_softmax_loss(interests, targets, catalogue, best) for best in (False, True)))
+
+
+@interest_counts
+def test_a_candidate_scored_by_its_own_interest_weighs_more(count: int) -> None:
+    interests, targets, catalogue = random_problem(count)
+    own, nearest = (full_softmax_loss(interests, targets, catalogue, best).item() for best in (True, False))
+    assert own >= nearest - 1e-5
+
+
+# Sampled
+
+
+def random_sample() -> tuple[Tensor, Tensor]:
+    """Candidates, some of them targets of rows, and the logarithm of each item's inclusion probability."""
+    generator = torch.Generator().manual_seed(6)
+    return torch.randperm(CATALOGUE, generator=generator)[:6], torch.rand(CATALOGUE, generator=generator).log()
+
+
+@both_scorings
+@interest_counts
+def test_sampled_softmax_follows_the_equations(best_interest: bool, count: int) -> None:
+    interests, targets, catalogue = random_problem(count)
+    candidates, log_inclusion = random_sample()
+    is_target = targets.unsqueeze(1) == candidates
+    assert is_target.any()
+    expected = 0.0
+    for row, target in enumerate(targets.tolist()):
+        scores = (interests[row] @ catalogue.T).tolist()
+        nearest = max(range(count), key=lambda k: scores[k][target])
+        total = 0.0
+        for item in [target, *(c for c in candidates.tolist() if c != target)]:
+            score = max(scores[k][item] for k in range(count)) if best_interest else scores[nearest][item]
+            total += math.exp(score - log_inclusion[item])
+        expected -= scores[nearest][target] - log_inclusion[target].item() - math.log(total)
+    found = sampled_softmax_loss(
+        interests,
+        catalogue[targets],
+        catalogue[candidates],
+        is_target,
+        log_inclusion[targets],
+        log_inclusion[candidates],
+        best_interest,
+    )
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@both_scorings
+@interest_counts
+@pytest.mark.parametrize("histories", [False, True])
+def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(best_interest: bool, count: int, histories: bool) -> None:
+    interests, targets, catalogue = random_problem(count)
+    everything = torch.arange(CATALOGUE)
+    left_out = targets.unsqueeze(1) == everything
+    past = random_histories() if histories else None
+    if past is not None:
+        left_out |= (past.unsqueeze(2) == everything).any(1)
+    sampled = sampled_softmax_loss(
+        interests, catalogue[targets], catalogue, left_out, torch.zeros(ROWS), torch.zeros(CATALOGUE), best_interest
+    )
+    full = full_softmax_loss(interests, targets, catalogue, best_interest, past)
+    torch.testing.assert_close(
+        value_and_gradients(sampled, interests, catalogue),
+        value_and_gradients(full, interests, catalogue),
+        **TOLERANCE,
+    )
+
+
+@both_scorings
+def test_accidental_hits_have_no_influence(best_interest: bool) -> None:
+    interests, targets, catalogue = random_problem(3)
+    hit = torch.zeros(ROWS, 2, dtype=torch.bool)
+    hit[:, 1] = True
+
+    def loss(second: Tensor) -> Tensor:
+        candidates = torch.stack([catalogue[0], second])
+        zeros = torch.zeros(ROWS), torch.zeros(2)
+        return sampled_softmax_loss(interests, catalogue[targets], candidates, hit, *zeros, best_interest)
+
+    assert torch.equal(loss(catalogue[1]), loss(1e3 * catalogue[2]))
+
+
+@both_scorings
+def test_a_row_whose_candidates_are_all_hits_has_no_loss(best_interest: bool) -> None:
+    interests, targets, catalogue = random_problem(2)
+    loss = sampled_softmax_loss(
+        interests,
+        catalogue[targets],
+        catalogue[:3],
+        torch.ones(ROWS, 3, dtype=torch.bool),
+        torch.zeros(ROWS),
+        torch.zeros(3),
+        best_interest,
+    )
+    assert loss.item() == 0
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (interests, catalogue)))

@@ -1,0 +1,188 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stages import config, encode, new_run, same, weights
+
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.pretrain import pretrain
+from bivrec.training.run import Run, fresh_model
+
+pytest_plugins = ("stage_fixtures",)
+
+
+@pytest.fixture
+def copy(pretrained: Run, tmp_path: Path) -> Run:
+    """A copy of `pretrained` that a test may spoil."""
+    return Run.open(shutil.copytree(pretrained.path, tmp_path / "copy"))
+
+
+def spoil(run: Run, change: dict[str, Any]) -> None:
+    path = run.path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+def open_fault(path: Path) -> str:
+    with pytest.raises(BivrecError) as caught:
+        Run.open(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+def test_only_formats_that_hold_no_code_are_written(pretrained: Run) -> None:
+    files = sorted(path.relative_to(pretrained.path).as_posix() for path in pretrained.path.rglob("*"))
+    assert files == ["best.safetensors", "last.safetensors", "metrics.jsonl", "results.json", "run.json"]
+
+
+def test_a_run_says_what_was_trained(pretrained: Run, source: Domain) -> None:
+    opened = Run.open(pretrained.path)
+    assert opened.info == pretrained.info
+    assert opened.config == config()
+    assert opened.info.stage == "pretrain"
+    assert opened.info.started_from is None
+    assert opened.feature_specs == source.info.features
+    assert opened.info.domain["num_items"] == source.num_items
+    assert opened.info.versions["torch"] == torch.__version__
+    assert opened.open_domain().path == source.path.resolve()
+
+
+def test_metrics_of_every_evaluation_and_view(pretrained: Run) -> None:
+    validation = [(line["step"], line["view"]) for line in pretrained.metrics() if line["split"] == "validation"]
+    assert validation == [(step, view) for step in (2, 4) for view in ("id", "mm", "both")]
+    assert set(pretrained.results()) == {"id", "mm", "both"}
+    assert {"recall@20", "ndcg@20", "hr@20"} <= set(pretrained.results()["both"])
+
+
+@pytest.mark.parametrize("views", [["id"], ["mm"], ["mm", "id"]])
+def test_only_the_chosen_views_are_trained(source: Domain, tmp_path: Path, views: list[str]) -> None:
+    run = pretrain(source, tmp_path / "run", config(training={"steps": 1, "views": views}))
+    fused = {"both"} if len(views) > 1 else set()
+    assert set(run.results()) == {*views, *fused}
+    assert set(run.load_model(source).views) == set(views)
+    assert bool(run.feature_specs) == ("mm" in views)
+
+
+def test_the_best_weights_are_loaded(pretrained: Run, source: Domain) -> None:
+    assert same(dict(pretrained.load_model(source).state_dict()), weights(pretrained, "best"))
+    assert same(dict(pretrained.load_model(source, "last").state_dict()), weights(pretrained, "last"))
+
+
+def test_features_are_not_saved(pretrained: Run) -> None:
+    assert not any("features" in name for name in weights(pretrained, "best"))
+
+
+def test_fresh_models_differ_between_seeds_only(source: Domain) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(dict(fresh_model(config(), source).state_dict()))
+    assert same(states[0], states[1])
+    assert not same(states[0], states[2])
+
+
+# What cannot be opened
+
+
+def test_not_a_run(tmp_path: Path, source: Domain) -> None:
+    for path in (tmp_path / "none", tmp_path, source.path):
+        assert "not a Run (no run.json)" in open_fault(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not valid JSON"),
+        ('{"format_version": 1, "sta', "not valid JSON"),
+        ("[]", "format version None"),
+        ('{"format_version": 2}', "format version 2, this bivrec reads 1; upgrade bivrec"),
+        ('{"format_version": 1}', "not the description of a Run"),
+    ],
+)
+def test_damaged_description(copy: Run, content: str, message: str) -> None:
+    (copy.path / "run.json").write_text(content)
+    assert message in open_fault(copy.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format version 99"),
+        ({"colour": "blue"}, "colour"),
+        ({"config": {"model": {"hidden_siez": 8}}}, "did you mean hidden_size?"),
+        ({"config": None}, "expected keys and values"),
+    ],
+)
+def test_spoilt_description(copy: Run, change: dict[str, Any], message: str) -> None:
+    spoil(copy, change)
+    assert message in open_fault(copy.path)
+
+
+@pytest.mark.parametrize("change", [{"domain": {}}, {"domain": None}, {"features": {"text": {"size": 3}}}])
+def test_spoilt_provenance(copy: Run, source: Domain, change: dict[str, Any]) -> None:
+    spoil(copy, change)
+    with pytest.raises(BivrecError, match=r"run\.json"):
+        Run.open(copy.path).load_model(source)
+
+
+def test_missing_and_damaged_checkpoints(copy: Run, source: Domain) -> None:
+    (copy.path / "best.safetensors").unlink()
+    with pytest.raises(BivrecError, match=r"best\.safetensors: no such checkpoint"):
+        copy.load_model(source)
+    (copy.path / "last.safetensors").write_bytes(b"")
+    with pytest.raises(BivrecError, match=r"last\.safetensors: not a checkpoint of bivrec, or damaged"):
+        copy.load_model(source, "last")
+
+
+def test_checkpoint_of_another_architecture(copy: Run, source: Domain) -> None:
+    spoil(copy, {"config": config(model={"hidden_size": 16}).to_dict()})
+    with pytest.raises(BivrecError, match=r"best\.safetensors: the weights are of another model: .* expected"):
+        Run.open(copy.path).load_model(source)
+
+
+def test_a_run_that_was_never_trained_has_nothing_to_load(source: Domain, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", source, config())
+    assert run.results() == {}
+    assert run.metrics() == []
+    with pytest.raises(BivrecError, match="no such checkpoint"):
+        run.load_model(source)
+
+
+# The Domain of a Run
+
+
+def test_another_catalogue_is_refused(pretrained: Run, target: Domain) -> None:
+    with pytest.raises(BivrecError, match="was trained on the items of source .*, not on those of") as caught:
+        pretrained.load_model(target)
+    assert str(target.path) in str(caught.value)
+
+
+def test_other_features_are_refused_and_both_sides_named(pretrained: Run, source: Domain, tmp_path: Path) -> None:
+    copied = shutil.copytree(source.path.parent, tmp_path / "world") / "source"
+    raw = encode(Domain.open(copied), whiten=False)
+    with pytest.raises(BivrecError, match="features differ") as caught:
+        pretrained.load_model(raw)
+    for side in (pretrained.path, raw.path, "whitened", f"bivrec encode {raw.path}"):
+        assert str(side) in str(caught.value)
+
+
+def test_a_domain_that_is_gone(copy: Run, tmp_path: Path) -> None:
+    spoil(copy, {"domain": {**copy.info.domain, "path": str(tmp_path / "gone")}})
+    with pytest.raises(BivrecError, match="gone: not a Domain"):
+        Run.open(copy.path).open_domain()
+
+
+def test_a_domain_that_moved_still_fits(pretrained: Run, source: Domain, tmp_path: Path) -> None:
+    moved = Domain.open(shutil.copytree(source.path, tmp_path / "moved"))
+    assert pretrained.load_model(moved).num_items == source.num_items
+
+
+def test_the_information_of_a_run_cannot_be_changed(pretrained: Run) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pretrained.info.stage = "other"  # type: ignore[misc]
