@@ -85,7 +85,7 @@ class ModelConfig:
         choices=("learned", "frozen"),
     )
     modalities: tuple[str, ...] = _setting(
-        ("text", "image"), "features that the multimodal view reads", choices=MODALITIES
+        (), "features that the multimodal view reads (none named: all that the Domain has)", choices=MODALITIES
     )
 
 
@@ -105,8 +105,9 @@ class ObjectiveConfig:
         "best-interest: each candidate is scored by its own nearest interest, as in ranking",
         choices=("target-interest", "best-interest"),
     )
-    history_negatives: bool = _setting(
-        True, "whether items of the history are negatives; without, a view learns no aversion to repeats"
+    mm_history_negatives: bool = _setting(
+        True,
+        "whether items of the history are negatives of the multimodal view; if not, it learns no dislike of repeats",
     )
     contrastive_weight: float = _setting(0.5, "lambda1 of the coarse cross-view loss (Eq. 22)", low=0.0)
     allocation_weight: float = _setting(0.3, "lambda2 of the fine cross-view loss (Eq. 22)", low=0.0)
@@ -279,8 +280,10 @@ def _contradictions(config: Config) -> list[str]:
     if len(set(model.scales)) != len(model.scales):
         faults.append(f"model.scales: {list(model.scales)} names a scale twice")
     for name, values in (("model.modalities", model.modalities), ("training.views", training.views)):
-        if not values or len(set(values)) != len(values):
-            faults.append(f"{name}: expected one or more, each once, found {list(values)}")
+        if len(set(values)) != len(values):
+            faults.append(f"{name}: {list(values)} names one twice")
+    if not training.views:
+        faults.append(f"training.views: expected one or more of {', '.join(VIEWS)}")
     if training.selection_view != "both" and training.selection_view not in training.views:
         faults.append(f"training.selection_view: the view {training.selection_view} is not in training.views")
     if training.batch_size % training.accumulate:

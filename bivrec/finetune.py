@@ -12,10 +12,18 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.hub import TowerArtefact
 from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.pretrain import with_features_of
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
-FREE_MODEL_SETTINGS = ("dropout", "assignment", "assignment_temperature", "aggregation", "interests_per_item", "mm_projection")
+FREE_MODEL_SETTINGS = (
+    "dropout",
+    "assignment",
+    "assignment_temperature",
+    "aggregation",
+    "interests_per_item",
+    "mm_projection",
+)
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 
 
@@ -27,6 +35,8 @@ def finetune_config(recipe: Mapping[str, Any], tower: TowerArtefact | None) -> C
     if tower is None:
         return config_from_dict(recipe, "recipe")
     wanted = recipe.get("model") or {}
+    if not isinstance(wanted, Mapping):
+        return config_from_dict(recipe, "recipe")
     architecture = dataclasses.asdict(tower.config)
     faults = [
         f"model.{key}: the tower has {architecture[key]!r}, the recipe {value!r}"
@@ -46,29 +56,45 @@ def finetune(
     config: Config,
     tower: TowerArtefact | None,
     *,
+    from_scratch: bool = False,
     overwrite: bool = False,
     tracker: str | None = None,
 ) -> Run:
-    """Train the views of the configuration on `domain`, the multimodal one from `tower` (None: from scratch)."""
+    """Train the views of the configuration on `domain`, the multimodal one from `tower`.
+
+    from_scratch: only the features are those of `tower`, if there is one; all weights are fresh.
+    Raises BivrecError if the tower is not to be trained, or the Domain has no features like those that it reads.
+    """
+    attached = tower is not None and not from_scratch
+    frozen = config.training.frozen_tower_steps == -1
+    if attached and "mm" not in config.training.views:
+        raise BivrecError("training.views: finetuning a tower needs the multimodal view; add mm, or drop --from-hub")
+    if frozen and (not attached or config.training.views == ("mm",)):
+        raise BivrecError(
+            "training.frozen_tower_steps: -1 leaves nothing to train without an attached tower and the ID view"
+        )
+    if tower is None or "mm" not in config.training.views:
+        config, features = with_features_of(domain, config)
+    else:
+        features = tower.features
 
     def make_model() -> BiVRec:
-        if tower is None:
-            return fresh_model(config, domain)
+        if from_scratch or tower is None:
+            return fresh_model(config, domain, features)
         adapted = dataclasses.replace(tower, config=config.model).attach(domain)
         if "id" not in config.training.views:
             return BiVRec({"mm": adapted})
         return BiVRec({"id": id_tower(config.model, domain.num_items), "mm": adapted})
 
-    if tower is not None and "mm" not in config.training.views:
-        raise BivrecError("training.views: finetuning a tower needs the multimodal view; add mm, or drop --from-hub")
     return fit(
         "finetune",
         domain,
         path,
         config,
+        features,
         make_model,
-        started_from=tower.source if tower else None,
-        pretrained=("mm",) if tower else (),
+        started_from=tower.source if tower and attached else None,
+        pretrained=("mm",) if attached else (),
         overwrite=overwrite,
         tracker=tracker,
     )

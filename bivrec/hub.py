@@ -23,7 +23,7 @@ from bivrec.cards import tower_card
 from bivrec.config import ModelConfig, model_config_from_dict
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
-from bivrec.features.contract import check_contract
+from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, read_json, sha256, write_json
 from bivrec.model.bivrec import mm_tower
 from bivrec.model.tower import Tower
@@ -34,6 +34,8 @@ FORMAT_VERSION = 1
 MODEL_TYPE = "bivrec-tower"
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 
+# Without a connection the client raises its HTTP library's own errors, which HfHubHTTPError derives from.
+_HUB_FAULTS: tuple[type[BaseException], ...] = (HFValidationError, OSError, *HfHubHTTPError.__bases__)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -61,8 +63,7 @@ class TowerArtefact:
         Raises BivrecError if the Domain's features were made in another way, or the weights do not fit.
         """
         name = str(self.source["name"])
-        check_contract(self.features, domain.info.features, tower=name, domain=domain.path)
-        tower = mm_tower(self.config, domain.features(self.config.modalities))
+        tower = mm_tower(self.config, contract_features(self.features, domain, tower=name))
         load_weights(tower, self.weights, f"{name}/{WEIGHTS_FILE}")
         return tower
 
@@ -139,7 +140,7 @@ def publish(run: Run, destination: str, *, overwrite: bool = False, private: boo
         commit = huggingface_hub.upload_folder(
             repo_id=destination, folder_path=run.path / "published", commit_message="Publish a bivrec tower"
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as fault:
+    except _HUB_FAULTS as fault:
         raise BivrecError(f"{destination}: cannot publish ({_first_line(fault)}); is HF_TOKEN set?") from None
     return str(commit.commit_url)
 
@@ -178,10 +179,10 @@ def _locate(source: str) -> tuple[Path, str | None]:
         )
     except LocalEntryNotFoundError:
         raise BivrecError(f"{source}: not in the local cache, and the Hub cannot be reached") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as fault:
+    except _HUB_FAULTS as fault:
         raise BivrecError(f"{source}: cannot fetch it from the Hub ({_first_line(fault)})") from None
     return Path(folder), Path(folder).name
 
 
-def _first_line(fault: Exception) -> str:
+def _first_line(fault: BaseException) -> str:
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0]

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from bivrec.config import Config
-from bivrec.data.domain import Domain
+from bivrec.config import MODALITIES, Config
+from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.errors import BivrecError
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
 
 def pretrain(domain: Domain, path: Path, config: Config, *, overwrite: bool = False, tracker: str | None = None) -> Run:
     """Train fresh towers for the views of the configuration on `domain` into a new Run at `path`."""
+    config, features = with_features_of(domain, config)
     return fit(
-        "pretrain", domain, path, config, lambda: fresh_model(config, domain), overwrite=overwrite, tracker=tracker
+        "pretrain",
+        domain,
+        path,
+        config,
+        features,
+        lambda: fresh_model(config, domain, features),
+        overwrite=overwrite,
+        tracker=tracker,
     )
+
+
+def with_features_of(domain: Domain, config: Config) -> tuple[Config, dict[str, FeatureSpec]]:
+    """The configuration with the modalities that its multimodal view reads on `domain`, and how they were made.
+
+    Raises BivrecError if the Domain lacks features that the configuration names, or has none at all.
+    """
+    if "mm" not in config.training.views:
+        return config, {}
+    modalities = config.model.modalities or tuple(name for name in MODALITIES if name in domain.info.features)
+    absent = [name for name in modalities if name not in domain.info.features] or ([] if modalities else ["item"])
+    if absent:
+        raise BivrecError(
+            f"{domain.path}: no {' and '.join(absent)} features for the multimodal view; run `bivrec encode "
+            f"{domain.path}`, or train the ID view alone with --views id"
+        )
+    model = dataclasses.replace(config.model, modalities=modalities)
+    return dataclasses.replace(config, model=model), {name: domain.info.features[name] for name in modalities}
 
 
 def resume(path: Path, tracker: str | None = None) -> Run:
@@ -26,7 +54,8 @@ def resume(path: Path, tracker: str | None = None) -> Run:
         domain,
         path,
         run.config,
-        lambda: fresh_model(run.config, domain),
+        run.feature_specs,
+        lambda: fresh_model(run.config, domain, run.feature_specs),
         # Only a tower that came from elsewhere has a learning rate of its own.
         pretrained=("mm",) if run.info.started_from else (),
         resume=True,

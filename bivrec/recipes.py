@@ -34,7 +34,10 @@ def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = 
         path = Path(name)
         if not path.is_file():
             raise BivrecError(f"--recipe {name}: no such file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as fault:
+            raise BivrecError(f"--recipe {name}: not UTF-8 text ({fault}); save it as UTF-8") from None
     else:
         full = name if "/" in name or stage is None else f"{stage}/{name}"
         if full not in recipe_names():

@@ -38,13 +38,15 @@ def named_scorers(
         yield floor, _fit_floor(floor, domain)
     for source in towers:
         yield f"{source.rstrip('/')} zero-shot", ModelScorer(zero_shot_model(domain, load_tower(source)), "mm")
+    names = [path.name for path in runs]
     for path in runs:
         run = Run.open(path)
+        name_of_run = path.name if names.count(path.name) == 1 else str(path)
         if zero_shot:
-            yield f"{path.name} zero-shot", ModelScorer(zero_shot_model(domain, tower_of_run(run)), "mm")
+            yield f"{name_of_run} zero-shot", ModelScorer(zero_shot_model(domain, tower_of_run(run)), "mm")
         else:
             for name, scorer in _views(run.load_model(domain), view):
-                yield f"{path.name} {name}", scorer
+                yield f"{name_of_run} {name}", scorer
 
 
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:

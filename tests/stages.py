@@ -20,8 +20,9 @@ from bivrec.data.domain import Domain
 from bivrec.features.encode import encode_images, encode_texts
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder
+from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import read_weights
-from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record
+from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record, fresh_model
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {"hidden_size": 8, "num_layers": 1, "max_history": 8, "num_interests": [2]},
@@ -82,8 +83,17 @@ def new_run(path: Path, domain: Domain, config: Config) -> Run:
     return Run.create(path, info)
 
 
+def untrained(domain: Domain, config: Config) -> BiVRec:
+    return fresh_model(config, domain, {name: domain.info.features[name] for name in config.model.modalities})
+
+
 def weights(run: Run, checkpoint: str = "last", prefix: str = "") -> dict[str, torch.Tensor]:
     return read_weights(run.checkpoint(checkpoint), prefix)
+
+
+def tower_weights(run: Run) -> dict[str, torch.Tensor]:
+    """The multimodal tower after the last step."""
+    return weights(run, "last", "towers.mm.")
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -8,14 +8,14 @@ import click
 import jinja2
 import pytest
 from huggingface_hub import EvalResult, ModelCard
-from stages import config, new_run
+from stages import config, new_run, untrained
 
 from bivrec.cards import TEMPLATES, tower_card
 from bivrec.cli import main
 from bivrec.data.domain import Domain
 from bivrec.hub import TowerArtefact, load_tower, publish, tower_of_run
 from bivrec.training.checkpoint import Progress, save_checkpoint
-from bivrec.training.run import Run, fresh_model
+from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
 
@@ -83,7 +83,7 @@ def test_the_commands_of_the_card_are_commands(artefact: TowerArtefact) -> None:
 @pytest.mark.parametrize("key", ["domain", "config", "best_step", "seconds", "command", "versions", "results"])
 def test_an_undefined_variable_is_an_error(artefact: TowerArtefact, key: str) -> None:
     training = {name: value for name, value in artefact.training.items() if name != key}
-    with pytest.raises((jinja2.UndefinedError, KeyError)):
+    with pytest.raises((jinja2.UndefinedError, KeyError, TypeError)):
         tower_card("org/tower", artefact.config, artefact.features, training, 1)
 
 
@@ -97,7 +97,7 @@ def test_templates_swallow_nothing(template: str) -> None:
 
 def test_a_training_that_has_not_ended_has_no_results(source: Domain, tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", source, config())
-    save_checkpoint(run.checkpoint("best"), fresh_model(run.config, source), Progress(step=1, best_step=1))
+    save_checkpoint(run.checkpoint("best"), untrained(source, run.config), Progress(step=1, best_step=1))
     card = ModelCard.load(Path(publish(run, str(tmp_path / "tower"))) / "README.md")
     assert card.data.eval_results is None
     assert "has not ended yet" in card.text

@@ -122,7 +122,7 @@ def test_safetensors_of_others(tmp_path: Path, metadata: dict[str, str] | None) 
 
 def test_another_model(checkpoint: Path) -> None:
     model, optimizer = make_model(outputs=5)
-    with pytest.raises(BivrecError, match=r"another model: .*1\.weight is torch.float32 \[2, 4\], expected .* \[5, 4\]"):
+    with pytest.raises(BivrecError, match=r"another model: .*1\.weight is .* \[2, 4\], expected .* \[5, 4\]"):
         load_checkpoint(checkpoint, model, optimizer)
 
 

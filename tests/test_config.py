@@ -21,7 +21,7 @@ SECTIONS = {"model": ModelConfig, "objective": ObjectiveConfig, "training": Trai
 UNUSUAL = Config(
     description="Two views: 100 % # not a comment\nand a second line, \"quoted\", with 'more' and é",
     model=ModelConfig(scales=tuple(range(2, 60)), num_interests=(24, 4), modalities=("image",)),
-    objective=ObjectiveConfig(candidates="popularity", contrastive_weight=0.0, history_negatives=False),
+    objective=ObjectiveConfig(candidates="popularity", contrastive_weight=0.0, mm_history_negatives=False),
     training=TrainingConfig(learning_rate=1e-5, tower_learning_rate=3e-7, targets_per_sequence=3, views=("mm",)),
 )
 
@@ -89,7 +89,7 @@ def test_all_faults_are_reported_at_once() -> None:
         {
             "modle": {},
             "model": {"hidden": 3, "dropout": 2.0, "gaussian": "none at all", "scales": [4, "x"], "num_layers": -1},
-            "objective": {"candidates": 7, "contrastive_weight": -0.5, "history_negatives": "maybe"},
+            "objective": {"candidates": 7, "contrastive_weight": -0.5, "mm_history_negatives": "maybe"},
             "training": {"steps": "many", "views": ["id", "audio"], "patience": 1.5, "seed": None},
         }
     )
@@ -102,7 +102,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "model.num_layers: -1 is below the least allowed value 0",
         "objective.candidates: expected str, found 7",
         "objective.contrastive_weight: -0.5 is below",
-        "objective.history_negatives: expected bool, found 'maybe'",
+        "objective.mm_history_negatives: expected bool, found 'maybe'",
         "training.steps: expected int, found 'many'",
         "training.views: 'audio' is not one of id, mm",
         "training.patience: expected int, found 1.5",
@@ -128,8 +128,8 @@ def test_an_unknown_key_names_the_allowed_ones() -> None:
         ("model", "num_interests", [4, 0], "below"),
         ("model", "num_heads", 3, "does not divide"),
         ("model", "interests_per_item", 5, "fewest interests"),
-        ("model", "modalities", [], "one or more"),
-        ("model", "modalities", ["text", "text"], "each once"),
+        ("model", "modalities", [], None),
+        ("model", "modalities", ["text", "text"], "twice"),
         ("model", "modalities", ["audio"], "text, image"),
         ("model", "assignment_temperature", 0, "below"),
         ("objective", "num_negatives", 0, "below"),
@@ -142,6 +142,7 @@ def test_an_unknown_key_names_the_allowed_ones() -> None:
         ("training", "accumulate", 3, "does not divide"),
         ("training", "views", ["id"], None),
         ("training", "views", [], "one or more"),
+        ("training", "views", ["mm", "mm"], "twice"),
         ("training", "selection_view", "all", "id, mm, both"),
         ("training", "targets_per_sequence", None, None),
         ("training", "frozen_tower_steps", -1, None),

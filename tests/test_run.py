@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from stages import config, encode, new_run, same, weights
+from stages import config, encode, new_run, same, untrained, weights
 
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.pretrain import pretrain
-from bivrec.training.run import Run, fresh_model
+from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
 
@@ -82,7 +82,7 @@ def test_fresh_models_differ_between_seeds_only(source: Domain) -> None:
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        states.append(dict(fresh_model(config(), source).state_dict()))
+        states.append(dict(untrained(source, config()).state_dict()))
     assert same(states[0], states[1])
     assert not same(states[0], states[2])
 
@@ -158,7 +158,7 @@ def test_a_run_that_was_never_trained_has_nothing_to_load(source: Domain, tmp_pa
 
 
 def test_another_catalogue_is_refused(pretrained: Run, target: Domain) -> None:
-    with pytest.raises(BivrecError, match="was trained on the items of source .*, not on those of") as caught:
+    with pytest.raises(BivrecError, match=r"was trained on the items of source .*, not on those of") as caught:
         pretrained.load_model(target)
     assert str(target.path) in str(caught.value)
 

@@ -40,14 +40,13 @@ def tiny_tower(view: str = "id", **changes: Any) -> Tower:
     """A tower in float64 and evaluation mode."""
     config = replace(TINY, **changes)
     tower = id_tower(config, NUM_ITEMS) if view == "id" else mm_tower(config, item_features())
-    fresh = {key: value.clone() for key, value in tower.state_dict().items()}
+    rates = {key: value.clone() for key, value in tower.state_dict().items() if "decay" in key}
     tower = randomised(tower).eval()
-    with torch.no_grad():
-        if view == "id":
+    # Rates that are drawn would forget everything at once, or nothing.
+    tower.load_state_dict(rates, strict=False)
+    if view == "id":
+        with torch.no_grad():
             tower.items.table.weight[0] = 0
-        if config.readout == "prefix":
-            # Rates that are drawn would forget everything at once, or nothing.
-            tower.sequence.decay.copy_(fresh["sequence.decay"])
     return tower
 
 

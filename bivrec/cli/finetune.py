@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, overwrite_option, results_table, set_option, track_option
+from bivrec.cli.options import FOLDER, allow_only, overwrite_option, results_table, set_option, track_option
 from bivrec.errors import BivrecError
 
 
@@ -24,7 +24,9 @@ from bivrec.errors import BivrecError
 @overwrite_option
 @click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings.")
 @track_option
+@click.pass_context
 def finetune(
+    ctx: click.Context,
     domain: Path | None,
     source: str | None,
     from_scratch: bool,
@@ -47,14 +49,15 @@ def finetune(
     from bivrec.recipes import read_recipe
 
     if resume:
-        if overrides or views or overwrite or source:
-            raise BivrecError("--resume: goes on with the Run's own settings; give only --to, and --track if wanted")
+        allow_only(ctx, "path", "resume", "track")
         run = resume_run(path, track)
     else:
         if domain is None:
             raise BivrecError("DOMAIN: expected the folder of a prepared Domain, or --resume")
         if source is None and not from_scratch:
             raise BivrecError("--from-hub: expected a published tower (ORG/NAME or a folder), or --from-scratch")
+        if freeze_tower and freeze_steps:
+            raise BivrecError("--freeze-tower freezes it throughout, --freeze-steps for a while; give one of them")
         if freeze_tower or freeze_steps:
             overrides = (*overrides, f"training.frozen_tower_steps={-1 if freeze_tower else freeze_steps}")
         if tower_learning_rate is not None:
@@ -65,7 +68,6 @@ def finetune(
         opened = Domain.open(domain)
         tower = load_tower(source) if source else None
         config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
-        start = None if from_scratch else tower
-        run = stage.finetune(opened, path, config, start, overwrite=overwrite, tracker=track)
+        run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
     click.echo(results_table(run.results()))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
+
+from bivrec.errors import BivrecError
 
 FOLDER = click.Path(path_type=Path)
 
@@ -13,6 +16,18 @@ set_option = click.option(
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 track_option = click.option("--track", metavar="NAME", help="Also log to a tracker, e.g. tensorboard or wandb.")
+
+
+def allow_only(ctx: click.Context, *allowed: str) -> None:
+    """Raise BivrecError if any other parameter than these was given: it would be ignored."""
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name not in allowed
+        and ctx.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise BivrecError(f"--resume goes on with the Run's own Domain and settings; leave {', '.join(given)} out")
 
 
 def results_table(results: dict[str, dict[str, float]], label: str = "view") -> str:

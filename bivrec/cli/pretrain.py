@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, overwrite_option, results_table, set_option, track_option
+from bivrec.cli.options import FOLDER, allow_only, overwrite_option, results_table, set_option, track_option
 from bivrec.errors import BivrecError
 
 
@@ -19,7 +19,9 @@ from bivrec.errors import BivrecError
 @overwrite_option
 @click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings.")
 @track_option
+@click.pass_context
 def pretrain(
+    ctx: click.Context,
     domain: Path | None,
     path: Path,
     recipe: str,
@@ -39,8 +41,7 @@ def pretrain(
     from bivrec.recipes import read_recipe
 
     if resume:
-        if overrides or views or overwrite:
-            raise BivrecError("--resume: goes on with the Run's own settings; leave --set, --views, --overwrite away")
+        allow_only(ctx, "path", "resume", "track")
         run = stage.resume(path, track)
     else:
         if domain is None:

@@ -13,7 +13,7 @@ from bivrec.errors import BivrecError
 
 COMMANDS = """
 prepare synthetic --to {0}/world --users 1200 --items 400 --mean-length 40
-    --target-users 600 --target-items 300 --target-mean-length 15
+    --target-users 1000 --target-items 300 --target-mean-length 15
 encode {0}/world/source --text hashing --image descriptor --whiten
 encode {0}/world/target --text hashing --image descriptor --whiten
 pretrain {0}/world/source --recipe quickstart --to {0}/pretrained
@@ -48,4 +48,4 @@ def quickstart(ctx: click.Context, folder: Path, overwrite: bool) -> None:
     for arguments in commands(folder):
         click.secho(f"\n$ bivrec {shlex.join(arguments)}", bold=True)
         group.main(arguments, prog_name="bivrec", standalone_mode=False)
-    click.echo(f"\nthe same as a picture: {folder / 'comparison.png'}; the card of the tower: {folder / 'tower/README.md'}")
+    click.echo(f"\npicture: {folder / 'comparison.png'}; model card: {folder / 'tower' / 'README.md'}")

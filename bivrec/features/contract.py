@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from bivrec.data.domain import FeatureSpec
+import torch
+from torch import Tensor
+
+from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.precomputed import POOLING as FILE_POOLING
@@ -15,6 +18,24 @@ from bivrec.features.pretrained import LOCAL_REVISION
 from bivrec.features.text import HashingTextEncoder
 
 BUILT_IN = (HashingTextEncoder.name, DescriptorImageEncoder.name)
+
+
+def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, tower: str) -> Tensor:
+    """The features [V + 1, sum of dimensions] that a tower expects of a Domain, modalities side by side.
+
+    A modality that no item of the Domain has is zeros, as it is for single items without it. Raises BivrecError,
+    naming both sides and the command that mends it, if features were made in another way.
+    """
+    absent = [name for name in expected if domain.info.missing[name] == domain.num_items]
+    wanted = {name: spec for name, spec in expected.items() if name not in absent}
+    if not wanted:
+        raise BivrecError(f"{domain.path}: no item has a {' or '.join(expected)}, and {tower} reads nothing else")
+    check_contract(wanted, domain.info.features, tower=tower, domain=domain.path)
+    parts = [
+        torch.zeros(domain.num_items + 1, spec.dimension) if name in absent else domain.features((name,))
+        for name, spec in expected.items()
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def check_contract(

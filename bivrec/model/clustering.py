@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-
 INTEREST_STD = 0.02
 QUERY_GAIN = 2.5 / INTEREST_STD
 """Makes the affinities of Eq. 7 about as large as standard Gumbel noise at the start."""

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from bivrec.config import Config
-from bivrec.data.domain import Domain
+from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
@@ -35,6 +35,7 @@ def fit(
     domain: Domain,
     path: Path,
     config: Config,
+    features: Mapping[str, FeatureSpec],
     make_model: Callable[[], BiVRec],
     *,
     started_from: dict[str, Any] | None = None,
@@ -45,21 +46,24 @@ def fit(
 ) -> Run:
     """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
 
+    features: specification of what the multimodal view reads, by modality; none for the ID view alone.
     Raises BivrecError if `path` exists (unless `overwrite` or `resume`), or the training fails.
     """
     keep_freed_memory()
     if path.exists() and not (overwrite or resume):
         raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
-    accelerator = make_accelerator(config.training, str(path), tracker)
+    accelerator = make_accelerator(str(path), tracker)
+    set_seed(config.training.seed)
+    model = make_model().to(accelerator.device)
+    trainer = Trainer(model, domain, config, accelerator, pretrained)
+    # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
     if accelerator.is_main_process and not resume:
-        Run.create(path, _run_info(stage, domain, config, started_from), overwrite)
+        Run.create(path, _run_info(stage, domain, config, features, started_from), overwrite)
     accelerator.wait_for_everyone()
     run = Run.open(path)
     if tracker is not None:
         accelerator.init_trackers("bivrec", config=_flat(run.info.config))
-    set_seed(config.training.seed)
-    model = make_model().to(accelerator.device)
-    Trainer(model, domain, run, accelerator, pretrained).train(resume)
+    trainer.train(run, resume)
     load_checkpoint(run.checkpoint("best"), model)
     results = evaluate_views(model, domain, accelerator)
     if accelerator.is_main_process:
@@ -79,18 +83,22 @@ def evaluate_views(
     }
 
 
-def _run_info(stage: str, domain: Domain, config: Config, started_from: dict[str, Any] | None) -> RunInfo:
-    reads_features = "mm" in config.training.views
+def _run_info(
+    stage: str,
+    domain: Domain,
+    config: Config,
+    features: Mapping[str, FeatureSpec],
+    started_from: dict[str, Any] | None,
+) -> RunInfo:
+    program = Path(sys.argv[0]).name
     return RunInfo(
         format_version=FORMAT_VERSION,
         stage=stage,
         config=config.to_dict(),
         domain=domain_record(domain),
-        features={name: asdict(domain.info.features[name]) for name in config.model.modalities}
-        if reads_features
-        else {},
+        features={name: asdict(spec) for name, spec in features.items()},
         started_from=started_from,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=shlex.join(["bivrec" if program == "__main__.py" else program, *sys.argv[1:]]),
         versions={name: importlib.metadata.version(name) for name in ("bivrec", "torch", "accelerate")},
     )
 

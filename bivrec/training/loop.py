@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from bivrec.config import Config, TrainingConfig
+from bivrec.config import Config
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
@@ -35,12 +35,13 @@ EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
 
 
-def make_accelerator(config: TrainingConfig, run_path: str, tracker: str | None) -> Accelerator:
+def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
     """The Accelerator of a training. Raises BivrecError if the tracker is not installed."""
     if tracker is not None and tracker not in [str(name) for name in get_available_trackers()]:
         raise BivrecError(f"--track {tracker}: it is not installed; run `pip install {tracker}`")
     return Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        # The step has its own autocast: the Accelerator's is fixed for the whole process by the first training in it.
+        mixed_precision="no",
         log_with=tracker,
         project_dir=run_path,
         # The buffers are frozen item features: without this, every step would send them from rank 0 to the others.
@@ -49,14 +50,17 @@ def make_accelerator(config: TrainingConfig, run_path: str, tracker: str | None)
 
 
 class Trainer:
-    """Trains a model on a Domain into a Run; `train` can be called again after an interruption."""
+    """Trains a model on a Domain."""
+
+    _run: Run
 
     def __init__(
-        self, model: BiVRec, domain: Domain, run: Run, accelerator: Accelerator, pretrained: tuple[str, ...] = ()
+        self, model: BiVRec, domain: Domain, config: Config, accelerator: Accelerator, pretrained: tuple[str, ...] = ()
     ) -> None:
-        """`pretrained` names the views whose towers start from published weights (see `tower_learning_rate`)."""
-        config = run.config
-        self._run = run
+        """`pretrained` names the views whose towers start from published weights (see `tower_learning_rate`).
+
+        Raises BivrecError if the Domain or the processes do not suit the configuration.
+        """
         self._config: Config = config
         self._accelerator = accelerator
         self._model = model
@@ -85,12 +89,13 @@ class Trainer:
                 f"{accelerator.num_processes} processes x {config.training.accumulate} micro-batches"
             )
 
-    def train(self, resume: bool = False) -> Progress:
-        """Train until the last step, until patience is lost, or until an interrupt, and return the progress.
+    def train(self, run: Run, resume: bool = False) -> Progress:
+        """Train into `run` until the last step, until patience is lost, or until an interrupt; return the progress.
 
         With `resume`, go on from the last checkpoint, bit for bit as if there had been no interruption.
         Raises BivrecError if the loss is not finite.
         """
+        self._run = run
         if resume and self._run.checkpoint("last").exists():
             self._progress = load_checkpoint(self._run.checkpoint("last"), self._model, self._optimizer)
         if self._accelerator.is_main_process:
@@ -125,8 +130,8 @@ class Trainer:
                     self._save("last", self._optimizer)
                 if stop:
                     raise BivrecError(
-                        f"{self._run.path}: interrupted at step {self._progress.step} and saved; "
-                        "go on with the same command and --resume"
+                        f"interrupted at step {self._progress.step} and saved; go on with "
+                        f"`bivrec {run.info.stage} --to {run.path} --resume`"
                     )
         return self._progress
 
@@ -145,7 +150,8 @@ class Trainer:
             batch = self._sampler.batch(step, part, accelerator.num_processes * settings.accumulate)
             batch = batch.to(accelerator.device)
             last = micro == settings.accumulate - 1
-            with nullcontext() if last else accelerator.no_sync(self._objective):
+            half = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+            with half, nullcontext() if last else accelerator.no_sync(self._objective):
                 parts = self._objective(batch, self._candidates.draw(step, batch.targets))
                 accelerator.backward(parts["loss"] / settings.accumulate)
             for name, value in parts.items():

@@ -56,7 +56,7 @@ class Objective(nn.Module):
         learnt = batch.targets > 0
         readouts, targets = interests.vectors[learnt], rows.targets[learnt]
         sequence = learnt.nonzero()[:, 0]
-        own = None if self.config.history_negatives else batch.history
+        own = batch.history if view == "mm" and not self.config.mm_history_negatives else None
         best_interest = self.config.negatives_scored_by == "best-interest"
         if candidates is None:
             total = full_softmax_loss(

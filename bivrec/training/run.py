@@ -18,7 +18,7 @@ from typing import Any
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
-from bivrec.features.contract import check_contract
+from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
 from bivrec.model.bivrec import BiVRec, id_tower, mm_tower
 from bivrec.training.checkpoint import Progress, load_checkpoint, read_progress
@@ -52,6 +52,9 @@ class Run:
         self.path = path
         self.info = info
         self.config: Config = config_from_dict(info.config, str(path / "run.json"))
+        self.feature_specs = {name: FeatureSpec(**spec) for name, spec in info.features.items()}
+        """Specification of the features that the multimodal view reads, by modality."""
+        self._catalogue = str(info.domain["catalogue"])
 
     @classmethod
     def create(cls, path: Path, info: RunInfo, overwrite: bool = False) -> Run:
@@ -74,17 +77,12 @@ class Run:
             )
         try:
             return cls(path, RunInfo(**values))
-        except TypeError as fault:
+        except (TypeError, KeyError, AttributeError) as fault:
             raise BivrecError(f"{path / 'run.json'}: not the description of a Run ({fault})") from None
 
     def checkpoint(self, name: str) -> Path:
         """Path of the `best` or `last` checkpoint."""
         return self.path / f"{name}.safetensors"
-
-    @property
-    def feature_specs(self) -> dict[str, FeatureSpec]:
-        """Specification of the features that the multimodal view reads, by modality."""
-        return {name: FeatureSpec(**spec) for name, spec in self.info.features.items()}
 
     def progress(self, checkpoint: str = "best") -> Progress:
         """How far the checkpoint's training was. Raises BivrecError if there is none yet."""
@@ -97,13 +95,12 @@ class Run:
         return domain
 
     def check_domain(self, domain: Domain) -> None:
-        """Raise BivrecError unless a Domain has the catalogue and the features of the training."""
-        if domain_record(domain)["catalogue"] != self.info.domain["catalogue"]:
+        """Raise BivrecError unless a Domain has the catalogue of the training."""
+        if domain_record(domain)["catalogue"] != self._catalogue:
             raise BivrecError(
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
-                f"not on those of {domain.path}; to use its tower there, publish it and evaluate with --zero-shot"
+                f"not on those of {domain.path}; to use its tower there, evaluate with --zero-shot"
             )
-        check_contract(self.feature_specs, domain.info.features, tower=str(self.path), domain=domain.path)
 
     def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRec:
         """The trained model on the Domain of its training.
@@ -111,7 +108,7 @@ class Run:
         Raises BivrecError if the Domain has another catalogue or other features, or the checkpoint is damaged.
         """
         self.check_domain(domain)
-        model = fresh_model(self.config, domain)
+        model = fresh_model(self.config, domain, self.feature_specs)
         load_checkpoint(self.checkpoint(checkpoint), model)
         return model
 
@@ -120,7 +117,9 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # A kill can cut the last line short; only whole lines end in a newline.
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def results(self) -> dict[str, dict[str, float]]:
         """View -> metrics of the best checkpoint on the test users; empty until the training has ended."""
@@ -140,13 +139,13 @@ class Run:
             staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
-def fresh_model(config: Config, domain: Domain) -> BiVRec:
-    """A model with untrained towers for the views of the configuration, on a Domain."""
+def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSpec]) -> BiVRec:
+    """A model with untrained towers for the views of the configuration, on a Domain with features made like these."""
     towers = {}
     if "id" in config.training.views:
         towers["id"] = id_tower(config.model, domain.num_items)
     if "mm" in config.training.views:
-        towers["mm"] = mm_tower(config.model, domain.features(config.model.modalities))
+        towers["mm"] = mm_tower(config.model, contract_features(features, domain, tower="the configuration"))
     return BiVRec(towers)
 
 

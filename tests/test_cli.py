@@ -1,0 +1,488 @@
+"""The commands end to end, in the order in which a user types them, and with everything that may be wrong."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from stages import bivrec, in_subprocess, new_run, same, settings, tower_weights, weights
+
+from bivrec.cli import COMMANDS, main
+from bivrec.cli.quickstart import commands as quickstart_commands
+from bivrec.data.domain import Domain
+from bivrec.hub import load_tower
+from bivrec.training.run import Run
+
+pytest_plugins = ("stage_fixtures",)
+
+SYNTHETIC = "--users 120 --items 60 --mean-length 12 --target-users 80 --target-items 44 --target-mean-length 9"
+SHORT = settings(training={"steps": 2, "evaluate_every": 1})
+TRAINING = settings(model={}, training={"steps": 2, "evaluate_every": 1})
+# The architecture comes with the tower.
+TUNING = [word for pair in zip(SHORT[::2], SHORT[1::2], strict=True) if "training." in pair[1] for word in pair]
+
+
+def succeed(*arguments: object) -> str:
+    result = bivrec(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(*arguments: object) -> str:
+    """The complaint of a command that must fail: one line, no traceback."""
+    result = bivrec(*arguments)
+    assert isinstance(result.exception, SystemExit), f"{result.exception!r}"
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def rows(output: str) -> dict[str, list[float]]:
+    """Values of a table of results, by its first column."""
+    lines = [line for line in output.splitlines() if line and line[-1].isdigit()]
+    table = [line.rsplit(maxsplit=len(lines[0].split()) - 1) for line in lines if "@" not in line]
+    return {name.strip(): [float(value) for value in values] for name, *values in table}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage was run by its command."""
+    folder = tmp_path_factory.mktemp("chain")
+    source, target = folder / "world/source", folder / "world/target"
+    succeed("prepare", "synthetic", "--to", folder / "world", *SYNTHETIC.split(), "--topics", 6, "--k-core", 2)
+    for domain in (source, target):
+        succeed("encode", domain, "--text", "hashing", "--image", "descriptor", "--whiten")
+    succeed("pretrain", source, "--to", folder / "pretrained", *TRAINING)
+    succeed("publish", folder / "pretrained", "--to", folder / "tower")
+    succeed("finetune", target, "--from-hub", folder / "tower", "--to", folder / "finetuned", *TUNING)
+    return folder
+
+
+# What works
+
+
+def test_pretrain_reports_the_test_users(chain: Path, tmp_path: Path) -> None:
+    printed = succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING)
+    run = Run.open(tmp_path / "run")
+    assert f"best weights of step {run.progress().best_step}" in printed
+    for view, values in rows(printed).items():
+        assert values == pytest.approx([100 * value for value in run.results()[view].values()], abs=0.01)
+    assert set(rows(printed)) == {"id", "mm", "both"}
+
+
+def test_the_command_is_recorded(chain: Path) -> None:
+    assert Run.open(chain / "finetuned").info.started_from == load_tower(str(chain / "tower")).source
+
+
+@pytest.mark.parametrize(
+    ("options", "views"),
+    [(["--views", "id"], ["id"]), (["--views", "mm"], ["mm"]), (["--views", "both"], ["id", "mm"])],
+)
+def test_views(chain: Path, tmp_path: Path, option: str, views: list[str]) -> None:
+    succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING, "--views", option)
+    assert list(Run.open(tmp_path / "run").config.training.views) == views
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--freeze-tower"], {"frozen_tower_steps": -1}),
+        (["--freeze-steps", "5"], {"frozen_tower_steps": 5}),
+        (["--tower-learning-rate", "0"], {"tower_learning_rate": 0.0}),
+        (["--views", "mm", "--freeze-steps", "2"], {"views": ("mm",), "frozen_tower_steps": 2}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_leave_the_tower_as_it_is(
+    chain: Path, tmp_path: Path, options: list[str], expected: dict[str, Any]
+) -> None:
+    succeed(
+        "finetune", chain / "world/target", "--from-hub", chain / "tower", "--to", tmp_path / "run", *TUNING, *options
+    )
+    run = Run.open(tmp_path / "run")
+    assert {key: getattr(run.config.training, key) for key in expected} == expected
+    assert same(tower_weights(run), load_tower(str(chain / "tower")).weights)
+
+
+def test_from_scratch(chain: Path, tmp_path: Path) -> None:
+    target, tower = chain / "world/target", load_tower(str(chain / "tower"))
+    succeed("finetune", target, "--from-hub", chain / "tower", "--from-scratch", "--to", tmp_path / "same", *TUNING)
+    scratch = Run.open(tmp_path / "same")
+    assert scratch.config.model == tower.config
+    assert scratch.info.started_from is None
+    succeed("finetune", target, "--from-scratch", "--to", tmp_path / "other", *TRAINING, "--set", "model.hidden_size=6")
+    assert Run.open(tmp_path / "other").config.model.hidden_size == 6
+
+
+def test_a_recipe_of_ones_own(chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(succeed("recipes", "show", "pretrain/default", *TRAINING))
+    succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", "--recipe", tmp_path / "mine.yaml")
+    assert Run.open(tmp_path / "run").config == Run.open(chain / "pretrained").config
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_resume(chain: Path, tmp_path: Path, command: str) -> None:
+    name = {"pretrain": "pretrained", "finetune": "finetuned"}[command]
+    run = Run.open(shutil.copytree(chain / name, tmp_path / "run"))
+    (run.path / "results.json").unlink()
+    succeed(command, "--to", run.path, "--resume")
+    assert run.results() == Run.open(chain / name).results()
+
+
+def test_overwrite(chain: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        succeed("publish", chain / "pretrained", "--to", tmp_path / "tower", "--overwrite")
+        succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING, "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tower"]
+
+
+# evaluate
+
+
+def evaluated(chain: Path, *options: object) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(succeed("evaluate", chain / "world/target", *options, "--json"))
+    return results
+
+
+def test_evaluate_everything(chain: Path) -> None:
+    options = [word for floor in ("popularity", "item-knn", "content-knn") for word in ("--floor", floor)]
+    everything = [*options, "--from-hub", chain / "tower", "--run", chain / "finetuned"]
+    results = evaluated(chain, *everything)
+    expected = ["popularity", "item-knn", "content-knn", f"{chain / 'tower'} zero-shot"]
+    expected += [f"finetuned {view}" for view in ("id", "mm", "both")]
+    assert list(results["results"]) == expected
+    assert (results["domain"], results["split"]) == ("target", "test")
+    assert results["users"] == Domain.open(chain / "world/target").info.users["test"]
+    printed = succeed("evaluate", chain / "world/target", *everything)
+    assert set(rows(printed)) == set(expected)
+    for name, values in rows(printed).items():
+        wanted = [100 * value for value in results["results"][name].values()]
+        assert values == pytest.approx(wanted, abs=0.01)
+    assert f"{results['users']} test users of target" in printed
+
+
+def test_evaluate_repeats_what_training_reported(chain: Path) -> None:
+    results = evaluated(chain, "--run", chain / "finetuned", "--k", 10, "--k", 20, "--k", 50)["results"]
+    reported = Run.open(chain / "finetuned").results()
+    assert {name.removeprefix("finetuned "): values for name, values in results.items()} == reported
+
+
+@pytest.mark.parametrize("view", ["id", "mm", "both"])
+def test_view(chain: Path, view: str) -> None:
+    assert list(evaluated(chain, "--run", chain / "finetuned", "--view", view)["results"]) == [f"finetuned {view}"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_split(chain: Path, split: str) -> None:
+    results = evaluated(chain, "--floor", "popularity", "--split", split)
+    assert results["split"] == split
+    assert 0 < results["users"] <= Domain.open(chain / "world/target").info.users[split]
+
+
+def test_list_lengths(chain: Path) -> None:
+    values = evaluated(chain, "--floor", "popularity", "--k", 1, "--k", 7)["results"]["popularity"]
+    assert {name.partition("@")[2] for name in values} == {"1", "7"}
+
+
+def test_a_long_list_finds_everything(chain: Path) -> None:
+    items = Domain.open(chain / "world/target").num_items
+    values = evaluated(chain, "--run", chain / "finetuned", "--view", "mm", "--k", items)["results"]["finetuned mm"]
+    assert values[f"recall@{items}"] == 1
+
+
+def test_removing_what_was_seen_only_helps_without_repeats(chain: Path) -> None:
+    # No user of the synthetic world has an item twice.
+    options = ("--run", chain / "finetuned", "--view", "both")
+    kept, removed = (
+        evaluated(chain, *options, *more)["results"]["finetuned both"] for more in ((), ("--remove-seen",))
+    )
+    assert kept != removed
+    assert removed["recall@20"] >= kept["recall@20"]
+
+
+def test_cold_start_reads_less(chain: Path) -> None:
+    options = ("--run", chain / "finetuned", "--view", "id", "--floor", "popularity")
+    whole, cold = (evaluated(chain, *options, *more)["results"] for more in ((), ("--cold", 1)))
+    assert whole["popularity"] == cold["popularity"]
+    assert whole["finetuned id"] != cold["finetuned id"]
+    long = evaluated(chain, *options, "--cold", 1000)["results"]
+    assert long == whole
+
+
+def test_zero_shot_is_the_same_from_a_run_and_from_its_published_tower(chain: Path) -> None:
+    published = evaluated(chain, "--from-hub", chain / "tower")["results"]
+    run = evaluated(chain, "--run", chain / "pretrained", "--zero-shot")["results"]
+    assert list(run) == ["pretrained zero-shot"]
+    assert list(published.values()) == list(run.values())
+
+
+def test_per_user(chain: Path, tmp_path: Path) -> None:
+    options = ("--run", chain / "finetuned", "--floor", "popularity", "--from-hub", chain / "tower")
+    results = evaluated(chain, *options, "--per-user", tmp_path / "users")
+    tables = {path.stem: pq.read_table(path) for path in (tmp_path / "users").iterdir()}
+    assert len(tables) == len(results["results"])
+    users = Domain.open(chain / "world/target").sequences("test").user_ids
+    for name, metrics in results["results"].items():
+        table = tables[name.replace(" ", "_").replace("/", "_")]
+        assert table["user_id"].to_pylist() == users
+        means = {metric: sum(table[metric].to_pylist()) / len(users) for metric in metrics}
+        assert means == pytest.approx(metrics)
+
+
+def test_plot(chain: Path, tmp_path: Path) -> None:
+    evaluated(chain, "--run", chain / "finetuned", "--k", 5, "--plot", tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_are_told_apart(chain: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(chain / "finetuned", tmp_path / "finetuned")
+    results = evaluated(chain, "--run", chain / "finetuned", "--run", twin, "--view", "id")["results"]
+    assert len(results) == 2
+
+
+# What is wrong
+
+
+def whole_tree(*folders: Path) -> set[tuple[Path, int]]:
+    return {(path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+# Words in braces are folders of the chain; {new} must not exist afterwards.
+WRONG = {
+    "prepare into a folder that exists": ("prepare synthetic --to {chain}/world", "exists already"),
+    "prepare an impossible world": ("prepare synthetic --to {new} --users 3", "expected at least 10 users"),
+    "encode no Domain": ("encode {new} --text hashing", "not a Domain"),
+    "encode a Run": ("encode {run} --text hashing", "not a Domain"),
+    "encode without the encoder": ("encode {source} --text {new}", "no such folder"),
+    "pretrain nothing": ("pretrain --to {new}", "DOMAIN: expected the folder of a prepared Domain"),
+    "pretrain on no Domain": ("pretrain {new} --to {new}", "not a Domain"),
+    "pretrain on a Run": ("pretrain {run} --to {new}", "not a Domain"),
+    "pretrain into a folder that exists": ("pretrain {source} --to {run}", "exists already; pass --resume"),
+    "pretrain by no recipe": ("pretrain {source} --to {new} --recipe nonesuch", "there are pretrain/default"),
+    "pretrain by no file": ("pretrain {source} --to {new} --recipe none.yaml", "no such file"),
+    "pretrain with an unknown key": (
+        "pretrain {source} --to {new} --set model.hiden_size=3",
+        "unknown key; did you mean hidden_size",
+    ),
+    "pretrain with an impossible value": (
+        "pretrain {source} --to {new} --set model.dropout=7 --set training.steps=0",
+        "model.dropout: 7 is above the greatest allowed value 0.95; training.steps: 0 is below",
+    ),
+    "pretrain with half a setting": ("pretrain {source} --to {new} --set hidden_size", "expected section.key=value"),
+    "pretrain with too long a history": (
+        "pretrain {source} --to {new} --set training.min_history=1000",
+        "no training user has more than 1000 items",
+    ),
+    "pretrain without features": ("pretrain {bare} --to {new}", "bivrec encode"),
+    "pretrain with no tracker": ("pretrain {source} --to {new} --track nosuchtracker", "it is not installed"),
+    "pretrain below a file": ("pretrain {source} --to {file}/run", "{file}"),
+    "resume no Run": ("pretrain --to {new} --resume", "not a Run"),
+    "resume a Domain": ("pretrain --to {source} --resume", "not a Run"),
+    "publish no Run": ("publish {new} --to {new}", "not a Run"),
+    "publish a Domain": ("publish {source} --to {new}", "not a Run"),
+    "publish into a folder that exists": ("publish {run} --to {tower}", "exists already"),
+    "publish an untrained Run": ("publish {untrained} --to {new}", "no such checkpoint"),
+    "publish below a file": ("publish {run} --to {file}/a/b", "{file}"),
+    "finetune nothing": ("finetune --from-hub {tower} --to {new}", "DOMAIN: expected"),
+    "finetune no tower": ("finetune {target} --to {new}", "--from-hub: expected a published tower"),
+    "finetune a Run": ("finetune {target} --from-hub {run} --to {new}", "config.json"),
+    "finetune from nowhere": ("finetune {target} --from-hub {new} --to {new}", "no such folder"),
+    "finetune without features": ("finetune {bare} --from-hub {tower} --to {new}", "features differ"),
+    "finetune another architecture": (
+        "finetune {target} --from-hub {tower} --to {new} --set model.hidden_size=16",
+        "model.hidden_size: the tower has 8, the recipe 16",
+    ),
+    "finetune the ID view": ("finetune {target} --from-hub {tower} --to {new} --views id", "multimodal view"),
+    "finetune nothing but a frozen tower": (
+        "finetune {target} --from-hub {tower} --to {new} --views mm --freeze-tower",
+        "frozen",
+    ),
+    "finetune at a negative rate": (
+        "finetune {target} --from-hub {tower} --to {new} --tower-learning-rate -1",
+        "training.tower_learning_rate: -1.0 is below",
+    ),
+    "evaluate nothing": ("evaluate {target}", "nothing to evaluate"),
+    "evaluate on no Domain": ("evaluate {new} --floor popularity", "not a Domain"),
+    "evaluate no Run": ("evaluate {target} --run {new}", "not a Run"),
+    "evaluate a tower as a Run": ("evaluate {target} --run {tower}", "not a Run"),
+    "evaluate on other items": ("evaluate {target} --run {run}", "was trained on the items of source"),
+    "evaluate an untrained Run": ("evaluate {source} --run {untrained}", "no such checkpoint"),
+    "evaluate a view that is not there": ("evaluate {source} --run {id} --view mm", "the model has only id"),
+    "evaluate an ID tower zero-shot": ("evaluate {target} --run {id} --zero-shot", "ID view alone"),
+    "evaluate zero-shot without features": ("evaluate {bare} --from-hub {tower}", "features differ"),
+    "evaluate contents without features": ("evaluate {bare} --floor content-knn", "no text features"),
+    "evaluate into a folder that exists": (
+        "evaluate {target} --floor popularity --per-user {run}",
+        "exists already",
+    ),
+    "plot into a folder": ("evaluate {target} --floor popularity --plot {run}", "{run}"),
+    "plot below a file": ("evaluate {target} --floor popularity --plot {file}/p.png", "{file}"),
+    "show no recipe": ("recipes show nonesuch", "no such recipe"),
+    "show a recipe with an unknown key": ("recipes show pretrain/default --set model.x=1", "unknown key"),
+    "quickstart into a folder that exists": ("quickstart --to {run}", "exists already"),
+}
+
+
+@pytest.mark.parametrize(("command", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    chain: Path, small_domain: Domain, id_only: Run, tmp_path: Path, command: str, message: str
+) -> None:
+    source = Domain.open(chain / "world/source")
+    (tmp_path / "file").write_text("no folder")
+    places = {
+        "chain": chain,
+        "source": source.path,
+        "target": chain / "world/target",
+        "run": chain / "pretrained",
+        "tower": chain / "tower",
+        "id": shutil.copytree(id_only.path, tmp_path / "id"),
+        "bare": small_domain.path,
+        "untrained": new_run(tmp_path / "untrained", source, Run.open(chain / "pretrained").config).path,
+        "file": tmp_path / "file",
+        "new": tmp_path / "new",
+    }
+    if "{id} --view" in command:
+        # The catalogue must be that of the Run, or another fault comes first.
+        places["source"] = Path(id_only.info.domain["path"])
+    before = whole_tree(chain, tmp_path)
+    complaint = fail(*(word.format(**places) for word in command.split()))
+    assert message.format(**places) in complaint
+    assert whole_tree(chain, tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", ["--set training.steps=9", "--views mm", "--overwrite"])
+def test_resuming_with_other_settings_is_refused(chain: Path, options: str) -> None:
+    assert "--resume" in fail("pretrain", "--to", chain / "pretrained", "--resume", *options.split())
+
+
+@pytest.mark.parametrize("options", ["--from-hub {}", "--freeze-tower", "--freeze-steps 3", "--tower-learning-rate 1"])
+def test_resuming_a_finetuning_with_other_settings_is_refused(chain: Path, options: str) -> None:
+    words = options.format(chain / "tower").split()
+    assert "--resume" in fail("finetune", "--to", chain / "finetuned", "--resume", *words)
+
+
+@pytest.mark.parametrize(
+    "options", ["--from-scratch --freeze-tower", "--freeze-tower --freeze-steps 3", "--from-scratch --freeze-steps 3"]
+)
+def test_options_that_contradict_each_other_are_refused(chain: Path, tmp_path: Path, options: str) -> None:
+    tower = ("--from-hub", chain / "tower")
+    fail("finetune", chain / "world/target", *tower, "--to", tmp_path / "run", *TUNING, *options.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(chain: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(chain / "finetuned", tmp_path / "run")
+    for name, command in (
+        ("best", ("evaluate", chain / "world/target", "--run", run)),
+        ("best", ("publish", run, "--to", tmp_path / "tower")),
+        ("last", ("finetune", "--to", run, "--resume")),
+    ):
+        path = run / f"{name}.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+        assert f"{path}: not a checkpoint of bivrec, or damaged" in fail(*command)
+    assert not (tmp_path / "tower").exists()
+
+
+# The group
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from bivrec.cli import main; "
+        "print(CliRunner().invoke(main, ['--help']).output); "
+        "print(sorted({'torch', 'accelerate', 'datasets', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    printed = in_subprocess("-c", code).stdout
+    assert printed.splitlines()[-1] == "[]"
+    for name, (_, line) in COMMANDS.items():
+        assert f"{name} " in printed
+        assert line.split(";")[0][:30] in printed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = bivrec(name, "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage: " in result.stdout
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(command, click.Group):
+        return [path]
+    context = click.Context(command)
+    found = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [leaf for name, part in found if part is not None for leaf in leaves(part, (*path, name))]
+
+
+@pytest.mark.parametrize("path", leaves(main), ids=" ".join)
+def test_every_option_says_what_it_does(path: tuple[str, ...]) -> None:
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    assert command.help
+    assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
+
+
+@pytest.mark.parametrize("arguments", [["nonesuch"], ["pretrain", "--nonesuch"], ["evaluate"], ["prepare", "nonesuch"]])
+def test_usage_errors(arguments: list[str]) -> None:
+    result: Result = bivrec(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_of_a_process_goes_to_stderr(tmp_path: Path) -> None:
+    result = in_subprocess("-m", "bivrec", "evaluate", tmp_path / "none", "--floor", "popularity", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        f"Error: {tmp_path / 'none'}: not a Domain (no domain.json); make one with `bivrec prepare`"
+    ]
+
+
+@pytest.mark.parametrize("arguments", quickstart_commands(Path("some folder")), ids=lambda words: words[0])
+def test_the_commands_of_the_quickstart_parse(arguments: list[str]) -> None:
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    command.make_context(command.name, arguments)
+
+
+def test_the_quickstart_runs_its_commands_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = [["recipes", "list"], ["evaluate", str(tmp_path / "none")], ["recipes", "list"]]
+    monkeypatch.setattr("bivrec.cli.quickstart.commands", lambda folder: commands)
+    result = CliRunner().invoke(main, ["quickstart", "--to", str(tmp_path / "q")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: nothing to evaluate")
+    assert result.stdout.count("$ bivrec recipes list") == 1
+
+
+def test_a_folder_that_is_no_quickstart_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bivrec.cli.quickstart.commands", lambda folder: [])
+    (tmp_path / "thesis.txt").write_text("years of work")
+    fail("quickstart", "--to", tmp_path, "--overwrite")
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(chain: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    fail("publish", chain / "pretrained", "--to", tmp_path / "tower")
+
+
+def test_best_weights_are_what_a_command_publishes(chain: Path) -> None:
+    assert same(load_tower(str(chain / "tower")).weights, weights(Run.open(chain / "pretrained"), "best", "towers.mm."))

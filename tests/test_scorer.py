@@ -1,0 +1,86 @@
+import pytest
+import torch
+from tiny_models import NUM_ITEMS, random_histories, tiny_model
+from torch import Tensor
+
+from bivrec.errors import BivrecError
+from bivrec.evaluation.scorer import ModelScorer, views_of
+from bivrec.model.bivrec import BiVRec
+
+HISTORIES = random_histories(5, 7)
+VARIANTS = [
+    {},
+    {"score": "cosine"},
+    {"readout": "prefix", "num_interests": (1,)},
+    {"readout": "prefix", "num_interests": (3, 2), "mm_interests": "content", "score": "cosine"},
+]
+
+
+def scores(model: BiVRec, view: str, first: int = 1, last: int = NUM_ITEMS + 1) -> Tensor:
+    scorer = ModelScorer(model, view)
+    return scorer.score(scorer.encode(HISTORIES), first, last)
+
+
+@torch.no_grad()
+def slow_scores(model: BiVRec, view: str) -> Tensor:
+    """max_k v_k . x_i, one history and one item at a time."""
+    tower = model.tower(view)
+    rows = []
+    for history in HISTORIES:
+        read = tower.encode_histories(tower.encode_items(history[None]), history[None] > 0).vectors[0, -1]
+        vectors = [tower.encode_items(torch.tensor([item]))[0] for item in range(1, NUM_ITEMS + 1)]
+        rows.append([max(float(interest @ vector) for interest in read) for vector in vectors])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize("view", ["id", "mm"])
+def test_the_score_is_the_best_interest(view: str, changes: dict) -> None:
+    model = tiny_model(**changes).eval()
+    torch.testing.assert_close(scores(model, view), slow_scores(model, view))
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_both_is_the_sum_of_the_views(changes: dict) -> None:
+    model = tiny_model(**changes)
+    assert torch.equal(scores(model, "both"), scores(model, "id") + scores(model, "mm"))
+
+
+@pytest.mark.parametrize("view", ["id", "mm"])
+def test_both_of_a_single_view_is_that_view(view: str) -> None:
+    model = tiny_model((view,))
+    assert torch.equal(scores(model, "both"), scores(model, view))
+    assert views_of(model, "both") == (view,)
+
+
+def test_stretches_of_the_catalogue_are_those_of_the_whole() -> None:
+    model = tiny_model()
+    whole = scores(model, "both")
+    assert whole.shape == (len(HISTORIES), NUM_ITEMS)
+    for first, last in ((1, 2), (4, 9), (NUM_ITEMS, NUM_ITEMS + 1)):
+        torch.testing.assert_close(scores(model, "both", first, last), whole[:, first - 1 : last - 1])
+
+
+def test_the_catalogue_may_be_embedded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    whole = scores(model, "both")
+    monkeypatch.setattr("bivrec.evaluation.scorer.ITEM_CHUNK", 5)
+    torch.testing.assert_close(scores(model, "both"), whole)
+
+
+def test_nothing_is_random_and_no_gradient_is_kept() -> None:
+    model = tiny_model(dropout=0.5).train()
+    first = scores(model, "both")
+    assert torch.equal(first, scores(model, "both"))
+    assert not first.requires_grad
+
+
+def test_what_ranking_needs_to_know() -> None:
+    scorer = ModelScorer(tiny_model(max_history=8))
+    assert (scorer.num_items, scorer.max_history) == (NUM_ITEMS, 8)
+
+
+@pytest.mark.parametrize(("has", "asked"), [("id", "mm"), ("mm", "id"), ("mm", "image")])
+def test_a_view_that_the_model_has_not(has: str, asked: str) -> None:
+    with pytest.raises(BivrecError, match=f"view '{asked}': the model has only {has}"):
+        ModelScorer(tiny_model((has,)), asked)

@@ -1,0 +1,129 @@
+"""Data parallelism: two processes on one CPU must do what one does."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stages import NOISELESS, bivrec, config, in_subprocess, new_run, same, settings, train_losses, untrained, weights
+
+from bivrec.config import Config
+from bivrec.data.domain import Domain
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.pretrain import pretrain, resume
+from bivrec.training.run import Run
+
+pytest_plugins = ("stage_fixtures",)
+
+STEPS = {"steps": 4, "evaluate_every": 1}
+CONFIGS: dict[str, Config] = {
+    "paper": config(model=NOISELESS, training=STEPS),
+    "prefix": config(
+        model={**NOISELESS, "readout": "prefix", "score": "cosine"},
+        objective={"candidates": "popularity", "num_negatives": 30},
+        training={**STEPS, "accumulate": 2, "targets_per_sequence": 3},
+    ),
+    "in-batch": config(model=NOISELESS, objective={"candidates": "in-batch"}, training=STEPS),
+}
+
+
+def torchrun(*arguments: object) -> Any:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    tests = str(Path(__file__).parent)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    return in_subprocess(*launcher, *arguments, env=environment)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request: pytest.FixtureRequest, source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Runs `whole` and `broken` of two processes, and `alone` of one, with the same configuration."""
+    wanted = CONFIGS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    for name in ("whole", "broken"):
+        new_run(folder / name, source, wanted)
+    result = torchrun(Path(__file__).with_name("two_processes.py"), source.path, folder)
+    assert result.returncode == 0, result.stderr
+    pretrain(source, folder / "alone", wanted)
+    return folder
+
+
+@pytest.fixture
+def facts(folder: Path) -> list[dict[str, Any]]:
+    """What each process found at the end of `whole`."""
+    return [json.loads((folder / "whole" / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_there_are_two_processes(facts: list[dict[str, Any]]) -> None:
+    assert [(fact["processes"], fact["world_size"]) for fact in facts] == [(2, 2), (2, 2)]
+
+
+def test_both_hold_the_same_weights(folder: Path) -> None:
+    first, second = (load_file(folder / "whole" / f"rank-{rank}.safetensors") for rank in range(2))
+    assert same(first, second)
+    assert same(first, weights(Run.open(folder / "whole")))
+
+
+def test_the_losses_are_those_of_one_process(folder: Path) -> None:
+    together, alone = (train_losses(Run.open(folder / name)) for name in ("whole", "alone"))
+    assert len(together) == STEPS["steps"]
+    assert together == pytest.approx(alone, rel=1e-3)
+
+
+def test_every_line_is_written_once(folder: Path) -> None:
+    together, alone = (Run.open(folder / name).metrics() for name in ("whole", "alone"))
+    where = [(line["split"], line["step"], line.get("view")) for line in alone]
+    assert [(line["split"], line["step"], line.get("view")) for line in together] == where
+
+
+def test_metrics_are_those_of_one_process(folder: Path, source: Domain, facts: list[dict[str, Any]]) -> None:
+    run = Run.open(folder / "whole")
+    users = EvaluationUsers.from_sequences(source.sequences("test"))
+    model = untrained(source, run.config)
+    model.load_state_dict(weights(run))
+    alone = evaluate(ModelScorer(model, "both"), users, user_chunk=4).metrics
+    assert facts[0]["metrics"] == facts[1]["metrics"] == alone
+
+
+def test_both_stop_when_one_is_interrupted(folder: Path) -> None:
+    faults = {(folder / f"fault-{rank}").read_text() for rank in range(2)}
+    assert len(faults) == 1
+    assert "interrupted at step 2 and saved" in faults.pop()
+    assert Run.open(folder / "broken").progress("last").step == 2
+
+
+def test_one_process_goes_on_where_two_stopped(folder: Path) -> None:
+    run = Run.open(folder / "broken")
+    if run.progress("last").step < STEPS["steps"]:
+        resume(run.path)
+    whole = Run.open(folder / "whole")
+    assert train_losses(run) == pytest.approx(train_losses(whole), rel=1e-3)
+    assert torch.isfinite(torch.tensor(train_losses(run))).all()
+
+
+def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) -> None:
+    options = settings(model=NOISELESS, training=STEPS)
+    result = torchrun("-m", "bivrec", "pretrain", source.path, "--to", tmp_path / "run", *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("best weights of step") == 1
+    run = Run.open(tmp_path / "run")
+    assert set(run.results()) == {"id", "mm", "both"}
+    assert train_losses(run) == pytest.approx(
+        train_losses(pretrain(source, tmp_path / "alone", CONFIGS["paper"])), rel=1e-3
+    )
+    published = bivrec("publish", run.path, "--to", tmp_path / "tower")
+    assert published.exit_code == 0, published.output
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line_per_process(source: Domain, tmp_path: Path) -> None:
+    options = settings(training={"batch_size": 15})
+    result = torchrun("-m", "bivrec", "pretrain", source.path, "--to", tmp_path / "run", *options)
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors
+    assert all("15 sequences do not divide into 2 processes" in line for line in errors)
+    assert not (tmp_path / "run").exists()
