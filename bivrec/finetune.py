@@ -80,7 +80,7 @@ def finetune(
 
     def make_model() -> BiVRec:
         if from_scratch or tower is None:
-            return fresh_model(config, domain, features)
+            return fresh_model(config, domain, features, reader=str(tower.source["name"]) if tower else str(path))
         adapted = dataclasses.replace(tower, config=config.model).attach(domain)
         if "id" not in config.training.views:
             return BiVRec({"mm": adapted})

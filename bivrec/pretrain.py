@@ -21,7 +21,7 @@ def pretrain(domain: Domain, path: Path, config: Config, *, overwrite: bool = Fa
         path,
         config,
         features,
-        lambda: fresh_model(config, domain, features),
+        lambda: fresh_model(config, domain, features, reader=str(path)),
         overwrite=overwrite,
         tracker=tracker,
     )
@@ -55,7 +55,7 @@ def resume(path: Path, tracker: str | None = None) -> Run:
         path,
         run.config,
         run.feature_specs,
-        lambda: fresh_model(run.config, domain, run.feature_specs),
+        lambda: fresh_model(run.config, domain, run.feature_specs, reader=str(path)),
         # Only a tower that came from elsewhere has a learning rate of its own.
         pretrained=("mm",) if run.info.started_from else (),
         resume=True,

@@ -25,7 +25,13 @@ from bivrec.training.checkpoint import read_weights
 from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record, fresh_model
 
 TINY: dict[str, dict[str, Any]] = {
-    "model": {"hidden_size": 8, "num_layers": 1, "max_history": 8, "num_interests": [2]},
+    "model": {
+        "hidden_size": 8,
+        "num_layers": 1,
+        "max_history": 8,
+        "num_interests": [2],
+        "modalities": ["text", "image"],
+    },
     "training": {
         "steps": 4,
         "batch_size": 16,

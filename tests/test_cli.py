@@ -83,8 +83,8 @@ def test_the_command_is_recorded(chain: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "views"),
-    [(["--views", "id"], ["id"]), (["--views", "mm"], ["mm"]), (["--views", "both"], ["id", "mm"])],
+    ("option", "views"),
+    [("id", ["id"]), ("mm", ["mm"]), ("both", ["id", "mm"])],
 )
 def test_views(chain: Path, tmp_path: Path, option: str, views: list[str]) -> None:
     succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING, "--views", option)

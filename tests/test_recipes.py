@@ -80,7 +80,7 @@ def test_no_such_recipe(name: str, stage: str | None) -> None:
         (b"model:\n\thidden_size: 3", "not valid YAML"),
         (b"- model", "expected sections"),
         (b"just words", "expected sections"),
-        (b"\xff\xfe\x00model", "not valid YAML"),
+        (b"\xff\xfe\x00model", "not UTF-8"),
     ],
 )
 def test_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:

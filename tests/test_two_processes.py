@@ -1,7 +1,13 @@
 """Data parallelism: two processes on one CPU must do what one does."""
 
+import contextlib
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +38,15 @@ CONFIGS: dict[str, Config] = {
 }
 
 
-def torchrun(*arguments: object) -> Any:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    tests = str(Path(__file__).parent)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
-    return in_subprocess(*launcher, *arguments, env=environment)
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return in_subprocess(*LAUNCHER, *arguments, env=environment())
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -117,6 +127,29 @@ def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) 
     )
     published = bivrec("publish", run.path, "--to", tmp_path / "tower")
     assert published.exit_code == 0, published.output
+
+
+def test_ctrl_c_reaches_the_launcher_and_its_processes(source: Domain, tmp_path: Path) -> None:
+    """The terminal signals the whole group, and the launcher passes its own signal on: each process hears it twice."""
+    options = settings(model=NOISELESS, training={"steps": 3000, "evaluate_every": 20})
+    command = ["-m", "bivrec", "pretrain", str(source.path), "--to", str(tmp_path / "run"), *options]
+    process = subprocess.Popen(
+        [sys.executable, *LAUNCHER, *command], env=environment(), stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        complaint = process.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    saved = re.search(r"Error: interrupted at step (\d+) and saved", complaint)
+    assert saved, complaint
+    assert Run.open(tmp_path / "run").progress("last").step == int(saved[1])
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line_per_process(source: Domain, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def main(domain: Domain, folder: Path) -> None:
     # Only one process hears Ctrl-C; both must stop, at the same step.
     batch = BatchSampler.batch
 
-    def interrupted(self: BatchSampler, step: int, *part: int) -> object:
-        if step == 1 and rank() == 1:
+    def interrupted(self: BatchSampler, step: int, part: int, parts: int) -> object:
+        if step == 1 and part == parts - 1:
             signal.raise_signal(signal.SIGINT)
-        return batch(self, step, *part)
+        return batch(self, step, part, parts)
 
     BatchSampler.batch = interrupted
     try:

@@ -41,6 +41,10 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except BivrecError as fault:
             raise click.ClickException(str(fault)) from fault
+        except OSError as fault:
+            if fault.filename is None:
+                raise
+            raise click.ClickException(f"{fault.filename}: {fault.strerror}") from fault
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, allow_only, overwrite_option, results_table, set_option, track_option
+from bivrec.cli.options import FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
 
 
@@ -58,6 +58,10 @@ def finetune(
             raise BivrecError("--from-hub: expected a published tower (ORG/NAME or a folder), or --from-scratch")
         if freeze_tower and freeze_steps:
             raise BivrecError("--freeze-tower freezes it throughout, --freeze-steps for a while; give one of them")
+        if from_scratch and (freeze_tower or freeze_steps or tower_learning_rate is not None):
+            raise BivrecError(
+                "--from-scratch attaches no tower to freeze or to give a learning rate of its own"
+            )
         if freeze_tower or freeze_steps:
             overrides = (*overrides, f"training.frozen_tower_steps={-1 if freeze_tower else freeze_steps}")
         if tower_learning_rate is not None:
@@ -69,5 +73,4 @@ def finetune(
         tower = load_tower(source) if source else None
         config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
-    click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
-    click.echo(results_table(run.results()))
+    echo_results(run)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from bivrec.errors import BivrecError
+
+if TYPE_CHECKING:
+    from bivrec.training.run import Run
 
 FOLDER = click.Path(path_type=Path)
 
@@ -28,6 +32,15 @@ def allow_only(ctx: click.Context, *allowed: str) -> None:
     ]
     if given:
         raise BivrecError(f"--resume goes on with the Run's own Domain and settings; leave {', '.join(given)} out")
+
+
+def echo_results(run: Run) -> None:
+    """Print what a training came to, once however many processes trained."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
+        click.echo(results_table(run.results()))
 
 
 def results_table(results: dict[str, dict[str, float]], label: str = "view") -> str:

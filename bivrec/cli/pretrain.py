@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, allow_only, overwrite_option, results_table, set_option, track_option
+from bivrec.cli.options import FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
 
 
@@ -51,5 +51,4 @@ def pretrain(
             overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")
         config = config_from_dict(read_recipe(recipe, "pretrain", overrides), f"recipe {recipe}")
         run = stage.pretrain(Domain.open(domain), path, config, overwrite=overwrite, tracker=track)
-    click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
-    click.echo(results_table(run.results()))
+    echo_results(run)

@@ -43,6 +43,8 @@ def quickstart(ctx: click.Context, folder: Path, overwrite: bool) -> None:
     if folder.exists():
         if not overwrite:
             raise BivrecError(f"{folder}: exists already; choose another --to or pass --overwrite")
+        if not (folder / "world").is_dir():
+            raise BivrecError(f"{folder}: exists, but no quickstart made it; choose another --to")
         shutil.rmtree(folder)
     group = ctx.find_root().command
     for arguments in commands(folder):

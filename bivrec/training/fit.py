@@ -68,6 +68,7 @@ def fit(
     results = evaluate_views(model, domain, accelerator)
     if accelerator.is_main_process:
         write_json(run.path / "results.json", results)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
 

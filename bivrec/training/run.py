@@ -108,7 +108,7 @@ class Run:
         Raises BivrecError if the Domain has another catalogue or other features, or the checkpoint is damaged.
         """
         self.check_domain(domain)
-        model = fresh_model(self.config, domain, self.feature_specs)
+        model = fresh_model(self.config, domain, self.feature_specs, reader=str(self.path))
         load_checkpoint(self.checkpoint(checkpoint), model)
         return model
 
@@ -139,13 +139,16 @@ class Run:
             staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
-def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSpec]) -> BiVRec:
-    """A model with untrained towers for the views of the configuration, on a Domain with features made like these."""
+def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> BiVRec:
+    """A model with untrained towers for the views of the configuration, on a Domain with features made like these.
+
+    `reader` names who expects them, if they differ.
+    """
     towers = {}
     if "id" in config.training.views:
         towers["id"] = id_tower(config.model, domain.num_items)
     if "mm" in config.training.views:
-        towers["mm"] = mm_tower(config.model, contract_features(features, domain, tower="the configuration"))
+        towers["mm"] = mm_tower(config.model, contract_features(features, domain, tower=reader))
     return BiVRec(towers)
 
 

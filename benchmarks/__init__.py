@@ -1,0 +1,1 @@
+"""Speed, measured: each module prints a small table; `python -m benchmarks.train_step`."""
