@@ -12,7 +12,6 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.hub import TowerArtefact
 from bivrec.model.bivrec import BiVRec, id_tower
-from bivrec.pretrain import with_features_of
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
@@ -27,13 +26,11 @@ FREE_MODEL_SETTINGS = (
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 
 
-def finetune_config(recipe: Mapping[str, Any], tower: TowerArtefact | None) -> Config:
+def finetune_config(recipe: Mapping[str, Any], tower: TowerArtefact) -> Config:
     """The configuration of a finetuning: the recipe's, with the architecture of the tower.
 
     Raises BivrecError if the recipe asks for another architecture than the tower has.
     """
-    if tower is None:
-        return config_from_dict(recipe, "recipe")
     wanted = recipe.get("model") or {}
     if not isinstance(wanted, Mapping):
         return config_from_dict(recipe, "recipe")
@@ -54,7 +51,7 @@ def finetune(
     domain: Domain,
     path: Path,
     config: Config,
-    tower: TowerArtefact | None,
+    tower: TowerArtefact,
     *,
     from_scratch: bool = False,
     overwrite: bool = False,
@@ -62,27 +59,21 @@ def finetune(
 ) -> Run:
     """Train the views of the configuration on `domain`, the multimodal one from `tower`.
 
-    from_scratch: only the features are those of `tower`, if there is one; all weights are fresh.
+    from_scratch: all weights are fresh; `tower` gives only its features.
     Raises BivrecError if the tower is not to be trained, or the Domain has no features like those that it reads.
     """
-    attached = tower is not None and not from_scratch
-    frozen = config.training.frozen_tower_steps == -1
-    if attached and "mm" not in config.training.views:
-        raise BivrecError("training.views: finetuning a tower needs the multimodal view; add mm, or drop --from-hub")
-    if frozen and (not attached or config.training.views == ("mm",)):
-        raise BivrecError(
-            "training.frozen_tower_steps: -1 leaves nothing to train without an attached tower and the ID view"
-        )
-    if tower is None or "mm" not in config.training.views:
-        config, features = with_features_of(domain, config)
-    else:
-        features = tower.features
+    views = config.training.views
+    if not from_scratch and "mm" not in views:
+        raise BivrecError("training.views: finetuning a tower needs the multimodal view, mm")
+    if config.training.frozen_tower_steps == -1 and (from_scratch or "id" not in views):
+        raise BivrecError("training.frozen_tower_steps: -1 keeps the tower frozen, and leaves nothing else to train")
+    features = tower.features if "mm" in views else {}
 
     def make_model() -> BiVRec:
-        if from_scratch or tower is None:
-            return fresh_model(config, domain, features, reader=str(tower.source["name"]) if tower else str(path))
+        if from_scratch:
+            return fresh_model(config, domain, features, reader=str(tower.source["name"]))
         adapted = dataclasses.replace(tower, config=config.model).attach(domain)
-        if "id" not in config.training.views:
+        if "id" not in views:
             return BiVRec({"mm": adapted})
         return BiVRec({"id": id_tower(config.model, domain.num_items), "mm": adapted})
 
@@ -93,8 +84,8 @@ def finetune(
         config,
         features,
         make_model,
-        started_from=tower.source if tower and attached else None,
-        pretrained=("mm",) if attached else (),
+        started_from=None if from_scratch else tower.source,
+        pretrained=() if from_scratch else ("mm",),
         overwrite=overwrite,
         tracker=tracker,
     )

@@ -90,7 +90,8 @@ def new_run(path: Path, domain: Domain, config: Config) -> Run:
 
 
 def untrained(domain: Domain, config: Config) -> BiVRec:
-    return fresh_model(config, domain, {name: domain.info.features[name] for name in config.model.modalities})
+    features = {name: domain.info.features[name] for name in config.model.modalities}
+    return fresh_model(config, domain, features, "the test")
 
 
 def weights(run: Run, checkpoint: str = "last", prefix: str = "") -> dict[str, torch.Tensor]:

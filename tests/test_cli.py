@@ -113,13 +113,16 @@ def test_options_that_leave_the_tower_as_it_is(
 
 
 def test_from_scratch(chain: Path, tmp_path: Path) -> None:
-    target, tower = chain / "world/target", load_tower(str(chain / "tower"))
-    succeed("finetune", target, "--from-hub", chain / "tower", "--from-scratch", "--to", tmp_path / "same", *TUNING)
-    scratch = Run.open(tmp_path / "same")
-    assert scratch.config.model == tower.config
+    options = ("--from-hub", chain / "tower", *TUNING)
+    runs = []
+    for name, more in (("tuned", ()), ("scratch", ("--from-scratch",))):
+        succeed("finetune", chain / "world/target", *options, *more, "--to", tmp_path / name)
+        runs.append(Run.open(tmp_path / name))
+    tuned, scratch = runs
+    assert scratch.config == tuned.config
+    assert scratch.feature_specs == tuned.feature_specs
     assert scratch.info.started_from is None
-    succeed("finetune", target, "--from-scratch", "--to", tmp_path / "other", *TRAINING, "--set", "model.hidden_size=6")
-    assert Run.open(tmp_path / "other").config.model.hidden_size == 6
+    assert not same(weights(scratch), weights(tuned))
 
 
 def test_a_recipe_of_ones_own(chain: Path, tmp_path: Path) -> None:

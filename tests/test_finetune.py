@@ -7,7 +7,7 @@ import pytest
 import torch
 from stages import TINY, interrupt_at, same, tower_weights, weights
 
-from bivrec.config import Config, config_from_dict
+from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
@@ -32,7 +32,12 @@ def recipe(**training: Any) -> dict[str, Any]:
 
 
 def prepared_model(
-    monkeypatch: pytest.MonkeyPatch, domain: Domain, config: Config, artefact: TowerArtefact | None
+    monkeypatch: pytest.MonkeyPatch,
+    domain: Domain,
+    config: Config,
+    artefact: TowerArtefact,
+    *,
+    from_scratch: bool = False,
 ) -> BiVRec:
     """The model of a finetuning before any step."""
     found: list[BiVRec] = []
@@ -41,7 +46,7 @@ def prepared_model(
         found.extend(argument() for argument in arguments if callable(argument))
 
     monkeypatch.setattr("bivrec.finetune.fit", fit)
-    finetune(domain, Path("never"), config, artefact)
+    finetune(domain, Path("never"), config, artefact, from_scratch=from_scratch)
     return found[0]
 
 
@@ -76,7 +81,7 @@ def test_from_scratch_has_the_same_architecture_and_other_weights(
     monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: TowerArtefact
 ) -> None:
     config = finetune_config(recipe(), artefact)
-    scratch = dict(prepared_model(monkeypatch, target, config, None).state_dict())
+    scratch = dict(prepared_model(monkeypatch, target, config, artefact, from_scratch=True).state_dict())
     tuned = dict(prepared_model(monkeypatch, target, config, artefact).state_dict())
     assert {name: value.shape for name, value in scratch.items()} == {
         name: value.shape for name, value in tuned.items()
@@ -127,9 +132,20 @@ def test_faulty_recipes(artefact: TowerArtefact, values: dict[str, Any]) -> None
         finetune_config(values, artefact)
 
 
-def test_without_a_tower_the_recipe_decides() -> None:
-    values = {"model": {"hidden_size": 12}, **recipe()}
-    assert finetune_config(values, None) == config_from_dict(values)
+def test_from_scratch_no_tower_is_frozen_and_none_is_named(
+    artefact: TowerArtefact, target: Domain, tmp_path: Path
+) -> None:
+    config = finetune_config(recipe(steps=1, tower_learning_rate=0.0), artefact)
+    run = finetune(target, tmp_path / "run", config, artefact, from_scratch=True)
+    assert run.info.started_from is None
+    assert run.feature_specs == artefact.features
+    assert not same(tower_weights(run), artefact.weights)
+
+
+def test_the_id_view_alone_only_from_scratch(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+    config = finetune_config(recipe(steps=1, views=["id"]), artefact)
+    run = finetune(target, tmp_path / "run", config, artefact, from_scratch=True)
+    assert set(run.results()) == {"id"}
 
 
 def test_a_tower_without_the_multimodal_view(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:

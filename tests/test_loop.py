@@ -115,8 +115,8 @@ def test_a_finished_training_stays_as_it_is(source: Domain, tmp_path: Path) -> N
 
 
 def test_ctrl_c_of_a_command(source: Domain, tmp_path: Path) -> None:
-    wanted = {"training": {"steps": 200, "evaluate_every": 10}}
-    command = ["pretrain", str(source.path), "--to", str(tmp_path / "broken"), *settings(**wanted)]
+    options = settings(training={"steps": 200, "evaluate_every": 10})
+    command = ["pretrain", str(source.path), "--to", str(tmp_path / "broken"), *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "bivrec", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -134,9 +134,9 @@ def test_ctrl_c_of_a_command(source: Domain, tmp_path: Path) -> None:
     assert len(complaint.splitlines()) == 1
     assert complaint.startswith("Error: interrupted at step ")
     assert complaint.endswith(f"go on with `bivrec pretrain --to {tmp_path / 'broken'} --resume`\n")
-    progress = Run.open(tmp_path / "broken").progress("last")
-    assert 10 <= progress.step < 200
-    straight = pretrain(source, tmp_path / "straight", config(**wanted))
+    broken = Run.open(tmp_path / "broken")
+    assert 10 <= broken.progress("last").step < 200
+    straight = pretrain(source, tmp_path / "straight", broken.config)
     assert same(weights(straight), weights(resume(tmp_path / "broken")))
 
 
@@ -197,14 +197,16 @@ def test_the_selection_view_decides(source: Domain, tmp_path: Path, view: str) -
 # A step
 
 
+@pytest.mark.parametrize("readout", ["history", "prefix"])
 @pytest.mark.parametrize("view", ["id", "mm"])
-def test_accumulation_changes_nothing_but_memory(source: Domain, tmp_path: Path, view: str) -> None:
+def test_accumulation_changes_nothing_but_memory(source: Domain, tmp_path: Path, view: str, readout: str) -> None:
     losses = []
-    for parts in (1, 2):
+    for parts in (1, 2, 4):
         training = {"views": [view], "accumulate": parts}
-        run = pretrain(source, tmp_path / f"{parts}", with_steps(5, 1, model=NOISELESS, training=training))
-        losses.append(train_losses(run))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        wanted = with_steps(5, 1, model={**NOISELESS, "readout": readout}, training=training)
+        losses.append(train_losses(pretrain(source, tmp_path / f"{parts}", wanted)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_the_loss_falls(source: Domain, tmp_path: Path) -> None:

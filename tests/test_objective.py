@@ -32,11 +32,15 @@ def make_batch(readout: str, size: int = 6, length: int = 8) -> Batch:
     targets = stretch[:, 1:] * (stretch[:, :-1] > 0)
     users = torch.arange(10, 10 + size)
     users[-1] = users[0]
-    return Batch(users=users, history=stretch[:, :-1], positions=positions, targets=targets[:, positions])
+    targets = targets[:, positions]
+    return Batch(users, stretch[:, :-1], positions, targets, mean_targets=float((targets > 0).sum()))
 
 
 def rows_of(batch: Batch, rows: Any) -> Batch:
-    return replace(batch, users=batch.users[rows], history=batch.history[rows], targets=batch.targets[rows])
+    """Some rows as a batch of their own."""
+    targets = batch.targets[rows]
+    count = float((targets > 0).sum())
+    return replace(batch, users=batch.users[rows], history=batch.history[rows], targets=targets, mean_targets=count)
 
 
 def draw(config: ObjectiveConfig, batch: Batch) -> Candidates | None:
@@ -263,7 +267,7 @@ def run_process(rank: int, folder: Path) -> None:
     assert dist.get_world_size() == 2
     for readout, kind in DISTRIBUTED:
         objective, batch, config = distributed_case(readout, kind)
-        half = rows_of(batch, slice(3 * rank, 3 * rank + 3))
+        half = replace(rows_of(batch, slice(3 * rank, 3 * rank + 3)), mean_targets=batch.mean_targets / 2)
         found = values_and_gradients(
             nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False), half, config
         )

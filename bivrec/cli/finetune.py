@@ -54,14 +54,12 @@ def finetune(
     else:
         if domain is None:
             raise BivrecError("DOMAIN: expected the folder of a prepared Domain, or --resume")
-        if source is None and not from_scratch:
-            raise BivrecError("--from-hub: expected a published tower (ORG/NAME or a folder), or --from-scratch")
+        if source is None:
+            raise BivrecError("--from-hub: expected a published tower, ORG/NAME or a folder; or use `bivrec pretrain`")
         if freeze_tower and freeze_steps:
             raise BivrecError("--freeze-tower freezes it throughout, --freeze-steps for a while; give one of them")
         if from_scratch and (freeze_tower or freeze_steps or tower_learning_rate is not None):
-            raise BivrecError(
-                "--from-scratch attaches no tower to freeze or to give a learning rate of its own"
-            )
+            raise BivrecError("--from-scratch attaches no tower to freeze or to give a learning rate of its own")
         if freeze_tower or freeze_steps:
             overrides = (*overrides, f"training.frozen_tower_steps={-1 if freeze_tower else freeze_steps}")
         if tower_learning_rate is not None:
@@ -70,7 +68,7 @@ def finetune(
             trained = "[id, mm]" if views == "both" else f"[{views}]"
             overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")
         opened = Domain.open(domain)
-        tower = load_tower(source) if source else None
+        tower = load_tower(source)
         config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     echo_results(run)

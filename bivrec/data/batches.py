@@ -29,6 +29,8 @@ class Batch:
     """[T] int64, increasing: the positions of the history after which a target is learnt; the last is N - 1."""
     targets: Tensor
     """[B, T] int64: the item that followed each of these positions; 0 where there is none to learn from."""
+    mean_targets: float
+    """Targets of the global batch over the number of its slices."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -37,6 +39,7 @@ class Batch:
             self.history.to(device, non_blocking=True),
             self.positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
+            self.mean_targets,
         )
 
 
@@ -86,14 +89,18 @@ class BatchSampler:
         length = min(self._max_history, int((target - first).max()))
         positions = self._draw_positions(length, generator)
 
-        mine = slice(part * len(users) // parts, (part + 1) * len(users) // parts)
-        first, target = first[mine, None], target[mine, None]
+        first, target = first[:, None], target[:, None]
         place = target - np.arange(length, -1, -1)
+        learnt = (place >= first + self._min_history)[:, 1:][:, positions]
+
+        mine = slice(part * len(users) // parts, (part + 1) * len(users) // parts)
+        first, target, place = first[mine], target[mine], place[mine]
         # Places before the sequence read the target's, which is always valid, and are blanked.
         stretch = self._sequences.items[np.where(place >= first, place, target)] * (place >= first)
-        targets = (stretch * (place >= first + self._min_history))[:, 1:][:, positions]
+        targets = stretch[:, 1:][:, positions] * learnt[mine]
         arrays = (users[mine], stretch[:, :-1], positions, targets)
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays))
+        tensors = [torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays]
+        return Batch(tensors[0], tensors[1], tensors[2], tensors[3], mean_targets=float(learnt.sum()) / parts)
 
     def _draw_users(self, step: int) -> np.ndarray:
         rows = np.arange(step * self._batch_size, (step + 1) * self._batch_size)

@@ -51,9 +51,10 @@ class InterestClustering(nn.Module):
         self.interests = nn.Parameter(torch.empty(num_interests, hidden_size))
         nn.init.trunc_normal_(self.interests, std=INTEREST_STD)
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        # Interest tokens are small; without this gain all affinities would be near 0, far below the Gumbel noise, and
-        # allocations would stay random for thousands of steps.
-        nn.init.normal_(self.query.weight, std=QUERY_GAIN / math.sqrt(hidden_size))
+        if assignment == "gumbel-hard":
+            # Interest tokens are small; without this gain all affinities would be near 0, far below the noise, and
+            # allocations would stay random for thousands of steps.
+            nn.init.normal_(self.query.weight, std=QUERY_GAIN / math.sqrt(hidden_size))
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         if free:
             self.value = nn.Linear(hidden_size, hidden_size, bias=False)

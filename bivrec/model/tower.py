@@ -16,7 +16,7 @@ from bivrec.model.clustering import InterestClustering
 from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
 
 INITIAL_COSINE_SCALE = 10.0
-INITIAL_DECAYS = (1 / 2, 1 / 4)
+INITIAL_DECAYS = (1.0, 1 / 4)
 """Fastest and slowest rate per item at which interests forget."""
 
 
@@ -151,7 +151,8 @@ class FeatureItems(nn.Module):
         # Orthogonal: before any training, similar features already give similar item vectors.
         nn.init.orthogonal_(self.projection.weight)
         self.projection.weight.requires_grad_(learned)
-        self.register_buffer("features", None, persistent=False)
+        # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
+        self.features = None
 
     def attach(self, features: Tensor) -> None:
         """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
@@ -160,7 +161,7 @@ class FeatureItems(nn.Module):
                 f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
                 "encode the Domain with the tower's encoders and modalities"
             )
-        self.features = features.to(self.projection.weight.device, torch.float32)
+        self.features = features
 
     @property
     def num_items(self) -> int:
@@ -175,6 +176,7 @@ class FeatureItems(nn.Module):
     def _attached(self) -> Tensor:
         if self.features is None:
             raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
+        self.features = self.features.to(self.projection.weight)
         return self.features
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -44,8 +43,6 @@ def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
         mixed_precision="no",
         log_with=tracker,
         project_dir=run_path,
-        # The buffers are frozen item features: without this, every step would send them from rank 0 to the others.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

@@ -76,9 +76,8 @@ class Objective(nn.Module):
                 candidate_log_inclusion=candidates.log_inclusion[candidates.items],
                 best_interest=best_interest,
             )
-        # Processes hold different numbers of targets; each target of the global batch weighs the same.
-        share = mean_over_processes(learnt.sum().float())
-        return interests, total / share
+        # Slices hold different numbers of targets; each target of the global batch weighs the same.
+        return interests, total / batch.mean_targets
 
     def _contrastive(self, id_view: Interests, mm_view: Interests, users: Tensor) -> Tensor:
         cross_view = self.model.cross_view
