@@ -42,9 +42,11 @@ class _LazyGroup(click.Group):
         except BivrecError as fault:
             raise click.ClickException(str(fault)) from fault
         except OSError as fault:
-            if fault.filename is None:
+            # Of a rename, the second name is the one that the user gave.
+            path = fault.filename2 or fault.filename
+            if path is None:
                 raise
-            raise click.ClickException(f"{fault.filename}: {fault.strerror}") from fault
+            raise click.ClickException(f"{path}: {fault.strerror}") from fault
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
