@@ -78,12 +78,6 @@ class ModelConfig:
         "stay where similar items are near in a Domain that was never seen",
         choices=("free", "content"),
     )
-    mm_projection: str = _setting(
-        "learned",
-        "projection of the features to item vectors: learned, or frozen at its orthogonal start, which keeps the "
-        "similarities that the encoders give",
-        choices=("learned", "frozen"),
-    )
     modalities: tuple[str, ...] = _setting(
         (), "features that the multimodal view reads (none named: all that the Domain has)", choices=MODALITIES
     )
@@ -129,6 +123,12 @@ class TrainingConfig:
     learning_rate: float = _setting(1e-3, "peak learning rate", low=0.0)
     tower_learning_rate: float | None = _setting(
         None, "peak learning rate of a pretrained tower (default: learning_rate)", low=0.0
+    )
+    projection_learning_rate: float | None = _setting(
+        None,
+        "peak learning rate of the projection of features (default: its tower's); a low one keeps the similarities "
+        "that the encoders give, which is what transfers",
+        low=0.0,
     )
     frozen_tower_steps: int = _setting(0, "steps for which a pretrained tower stays frozen (-1: throughout)", low=-1)
     weight_decay: float = _setting(0.0, "weight decay (matrices only)", low=0.0)

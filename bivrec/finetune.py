@@ -21,7 +21,6 @@ FREE_MODEL_SETTINGS = (
     "assignment_temperature",
     "aggregation",
     "interests_per_item",
-    "mm_projection",
 )
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 

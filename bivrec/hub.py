@@ -131,7 +131,7 @@ def publish(run: Run, destination: str, *, overwrite: bool = False, private: boo
     tower = tower_of_run(run)
     if not is_repository(destination):
         with new_folder(Path(destination), overwrite) as staging:
-            _write_artefact(staging, tower, destination)
+            _write_artefact(staging, tower, Path(destination).name)
         return str(Path(destination))
     try:
         huggingface_hub.create_repo(destination, private=private, exist_ok=True)

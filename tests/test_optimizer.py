@@ -6,6 +6,7 @@ from stages import config
 from torch import nn
 
 from bivrec.config import TrainingConfig
+from bivrec.model.tower import FeatureItems
 from bivrec.training.optimizer import learning_rate_factor, make_optimizer
 
 
@@ -43,6 +44,14 @@ def test_a_pretrained_tower_has_a_learning_rate_of_its_own(
     peak = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         assert peak[id(parameter)] == (expected if name.startswith("0.") else 0.1)
+
+
+def test_the_projection_of_features_has_a_learning_rate_of_its_own() -> None:
+    model = nn.ModuleList([FeatureItems(4, 3), nn.Linear(3, 3)])
+    groups = make_optimizer(model, [], training(projection_learning_rate=0.01)).param_groups
+    peak = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    assert peak[id(model[0].projection.weight)] == 0.01
+    assert peak[id(model[1].weight)] == 0.1
 
 
 def test_frozen_parameters_are_left_out(model: nn.Sequential) -> None:

@@ -259,15 +259,6 @@ def test_similar_features_give_similar_items_before_training() -> None:
     torch.testing.assert_close(vectors @ vectors.T, item_features() @ item_features().T, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mm_projection", ["learned", "frozen"])
-def test_the_projection_may_be_frozen(mm_projection: str) -> None:
-    tower = tiny_tower("mm", mm_projection=mm_projection)
-    read(tower, random_histories(2, 5)).vectors.sum().backward()
-    gradient = tower.items.projection.weight.grad
-    assert (gradient is None) == (mm_projection == "frozen")
-    assert "items.projection.weight" in tower.state_dict()
-
-
 def test_features_belong_to_the_domain_and_are_not_saved() -> None:
     assert not any("features" in key for key in tiny_tower("mm").state_dict())
 

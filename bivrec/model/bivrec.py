@@ -43,6 +43,6 @@ def id_tower(config: ModelConfig, num_items: int) -> Tower:
 
 def mm_tower(config: ModelConfig, features: Tensor) -> Tower:
     """A fresh multimodal tower with the features [V+1, F] of a Domain attached."""
-    items = FeatureItems(features.shape[1], config.hidden_size, learned=config.mm_projection == "learned")
+    items = FeatureItems(features.shape[1], config.hidden_size)
     items.attach(features)
     return Tower(config, items)

@@ -145,12 +145,11 @@ class FeatureItems(nn.Module):
 
     features: Tensor | None
 
-    def __init__(self, feature_size: int, hidden_size: int, learned: bool = True) -> None:
+    def __init__(self, feature_size: int, hidden_size: int) -> None:
         super().__init__()
         self.projection = nn.Linear(feature_size, hidden_size, bias=False)
         # Orthogonal: before any training, similar features already give similar item vectors.
         nn.init.orthogonal_(self.projection.weight)
-        self.projection.weight.requires_grad_(learned)
         # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
         self.features = None
 

@@ -8,29 +8,29 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from bivrec.config import TrainingConfig
+from bivrec.model.tower import FeatureItems
 
 
 def make_optimizer(model: nn.Module, pretrained: list[nn.Parameter], config: TrainingConfig) -> Optimizer:
     """Adam or AdamW; each group's `peak` is its learning rate after warm-up.
 
-    Pretrained parameters have a learning rate of their own, and only matrices decay: scales, biases, positions of
-    the norm layers and temperatures have no reason to be small.
+    Pretrained parameters and the projection of features may have learning rates of their own. Only matrices decay:
+    scales, biases and temperatures have no reason to be small.
     """
-    of_tower = {id(parameter) for parameter in pretrained}
-    tower_rate = config.learning_rate if config.tower_learning_rate is None else config.tower_learning_rate
-    groups = []
-    for is_tower, peak in ((False, config.learning_rate), (True, tower_rate)):
-        for is_matrix in (True, False):
-            members = [
-                parameter
-                for parameter in model.parameters()
-                if parameter.requires_grad
-                and (id(parameter) in of_tower) == is_tower
-                and (parameter.ndim > 1) == is_matrix
-            ]
-            if members:
-                decay = config.weight_decay if is_matrix else 0.0
-                groups.append({"params": members, "peak": peak, "lr": peak, "weight_decay": decay})
+    peaks = {id(parameter): config.learning_rate for parameter in model.parameters()}
+    if config.tower_learning_rate is not None:
+        peaks |= {id(parameter): config.tower_learning_rate for parameter in pretrained}
+    if config.projection_learning_rate is not None:
+        projections = [part.projection.weight for part in model.modules() if isinstance(part, FeatureItems)]
+        peaks |= {id(parameter): config.projection_learning_rate for parameter in projections}
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            members.setdefault((peaks[id(parameter)], parameter.ndim > 1), []).append(parameter)
+    groups = [
+        {"params": part, "peak": peak, "lr": peak, "weight_decay": config.weight_decay if is_matrix else 0.0}
+        for (peak, is_matrix), part in members.items()
+    ]
     kind: type[Adam] | type[AdamW] = {"adam": Adam, "adamw": AdamW}[config.optimizer]
     return kind(groups, lr=config.learning_rate, fused=True)
 
