@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,11 +136,11 @@ def publish(run: Run, destination: str, *, overwrite: bool = False, private: boo
         return str(Path(destination))
     try:
         huggingface_hub.create_repo(destination, private=private, exist_ok=True)
-        with new_folder(run.path / "published", overwrite=True) as staging:
-            _write_artefact(staging, tower, destination)
-        commit = huggingface_hub.upload_folder(
-            repo_id=destination, folder_path=run.path / "published", commit_message="Publish a bivrec tower"
-        )
+        with tempfile.TemporaryDirectory() as staging:
+            _write_artefact(Path(staging), tower, destination)
+            commit = huggingface_hub.upload_folder(
+                repo_id=destination, folder_path=staging, commit_message="Publish a bivrec tower"
+            )
     except _HUB_FAULTS as fault:
         raise BivrecError(f"{destination}: cannot publish ({_first_line(fault)}); is HF_TOKEN set?") from None
     return str(commit.commit_url)

@@ -118,4 +118,4 @@ def test_no_value_is_a_gap(artefact: TowerArtefact) -> None:
 
 def test_a_run_gives_the_card_of_its_tower(pretrained: Run, tower: Path) -> None:
     run = tower_of_run(pretrained)
-    assert render(run, str(tower)) == (tower / "README.md").read_text(encoding="utf-8")
+    assert render(run, tower.name) == (tower / "README.md").read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-""""""
+"""Raw data in, Domains on disk, training batches out."""

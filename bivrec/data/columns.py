@@ -39,6 +39,10 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 ROWS_PER_CHUNK = 100_000
 
 
+# Arrow only counts rows, and names them in its errors, when it reads in one thread.
+_COUNTING_ROWS = pa_csv.ReadOptions(use_threads=False)
+
+
 def read_columns(
     path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
@@ -58,7 +62,8 @@ def column_names(path: Path) -> list[str]:
     path = _parts(path)[0]
     kind = kind_of(path)
     if kind in DELIMITERS:
-        with _faults_of(path), pa_csv.open_csv(path, parse_options=_quoted_fields(DELIMITERS[kind])) as reader:
+        parse = _quoted_fields(DELIMITERS[kind])
+        with _faults_of(path), pa_csv.open_csv(path, read_options=_COUNTING_ROWS, parse_options=parse) as reader:
             return list(reader.schema.names)
     if kind == PARQUET:
         with _faults_of(path):
@@ -130,7 +135,6 @@ def read_delimited(
 
     Raises BivrecError if the file cannot be read, a required column is missing, or a value is of the wrong kind.
     """
-    # Arrow only counts rows when it reads in one thread.
     read = pa_csv.ReadOptions(use_threads=False, column_names=names)
     parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False) if names else _quoted_fields(delimiter)
     if names is None:

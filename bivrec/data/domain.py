@@ -30,7 +30,6 @@ from bivrec.files import new_file, read_json, sha256, write_json
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-MODALITIES = ("text", "image")
 INFO_FILE = "domain.json"
 FEATURES_FILE = "features.safetensors"
 

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bivrec.data.domain import FORMAT_VERSION, MODALITIES, SPLITS, Domain, DomainInfo, Sequences, write_domain
+from bivrec.config import MODALITIES
+from bivrec.data.domain import FORMAT_VERSION, SPLITS, Domain, DomainInfo, Sequences, write_domain
 from bivrec.data.images import find_images
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.errors import BivrecError

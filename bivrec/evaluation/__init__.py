@@ -1,1 +1,1 @@
-""""""
+"""Metrics, the protocol, and full-catalogue ranking."""

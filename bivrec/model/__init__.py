@@ -1,1 +1,1 @@
-""""""
+"""The layers of BiVRec, its two towers, and what joins them."""

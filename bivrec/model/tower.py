@@ -40,7 +40,6 @@ class SequenceEncoder(nn.Module):
         width = config.hidden_size
         self.free_interests = free_interests
         self.causal = config.readout == "prefix"
-        self.max_history = config.max_history
         self.embedding = MultiScaleEmbedding(width, config.max_history, config.scales)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(

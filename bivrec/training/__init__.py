@@ -1,1 +1,1 @@
-""""""
+"""Losses, the one loop, checkpoints and Runs."""
