@@ -75,6 +75,8 @@ def load_tower(source: str) -> TowerArtefact:
     Raises BivrecError if it cannot be had, is of another kind or a newer format, or is damaged.
     """
     folder, revision = _locate(source)
+    if not (folder / CONFIG_FILE).is_file():
+        raise BivrecError(f"{source}: not a tower (no {CONFIG_FILE}); make one of a Run with `bivrec publish`")
     values = read_json(folder / CONFIG_FILE)
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
         raise BivrecError(f"{source}/{CONFIG_FILE}: not a bivrec tower; publish one with `bivrec publish`")
@@ -142,7 +144,10 @@ def publish(run: Run, destination: str, *, overwrite: bool = False, private: boo
                 repo_id=destination, folder_path=staging, commit_message="Publish a bivrec tower"
             )
     except _HUB_FAULTS as fault:
-        raise BivrecError(f"{destination}: cannot publish ({_first_line(fault)}); is HF_TOKEN set?") from None
+        raise BivrecError(
+            f"{destination}: cannot publish ({_first_line(fault)}); is HF_TOKEN set? "
+            f"A folder of this name is ./{destination}"
+        ) from None
     return str(commit.commit_url)
 
 

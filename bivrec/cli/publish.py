@@ -17,8 +17,7 @@ from bivrec.cli.options import FOLDER, overwrite_option
 def publish(run: Path, destination: str, private: bool, overwrite: bool) -> None:
     """Publish the multimodal tower of RUN's best weights, with a model card.
 
-    ORG/NAME is a repository on the Hugging Face Hub; anything else, or a name whose first part is a local folder, is
-    a folder.
+    ORG/NAME is a repository on the Hugging Face Hub, unless ORG is a local folder; write ./ORG/NAME for a new folder.
     """
     from bivrec import hub
     from bivrec.training.run import Run
