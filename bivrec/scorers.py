@@ -11,7 +11,7 @@ from bivrec.baselines.popularity import Popularity
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import load_tower, tower_of_run
 from bivrec.model.bivrec import BiVRec
@@ -50,8 +50,7 @@ def named_scorers(
 
 
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:
-    views = ((*model.views, "both") if len(model.views) > 1 else model.views) if view == "all" else (view,)
-    for name in views:
+    for name in rankable_views(model) if view == "all" else (view,):
         yield name, ModelScorer(model, name)
 
 

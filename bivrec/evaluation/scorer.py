@@ -16,6 +16,11 @@ ITEM_CHUNK = 65536
 VIEW_CHOICES = ("id", "mm", "both")
 
 
+def rankable_views(model: BiVRec) -> tuple[str, ...]:
+    """Every `view` that the model can rank with: its own, and `both` if it has two."""
+    return (*model.views, "both") if len(model.views) > 1 else model.views
+
+
 def views_of(model: BiVRec, view: str) -> tuple[str, ...]:
     """The views that `view` (id, mm or both) names; `both` of a model with one view is that view.
 

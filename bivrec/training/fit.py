@@ -19,7 +19,7 @@ from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.files import write_json
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRec
@@ -73,14 +73,12 @@ def fit(
     return run
 
 
-def evaluate_views(
-    model: BiVRec, domain: Domain, accelerator: Accelerator | None = None, split: str = "test"
-) -> dict[str, dict[str, float]]:
-    """View -> metrics on the users of a split, for every view that the model has and for both fused."""
-    users = EvaluationUsers.from_sequences(domain.sequences(split))
-    views = (*model.views, "both") if len(model.views) > 1 else model.views
+def evaluate_views(model: BiVRec, domain: Domain, accelerator: Accelerator) -> dict[str, dict[str, float]]:
+    """View -> metrics on the test users, for every view that the model can rank with."""
+    users = EvaluationUsers.from_sequences(domain.sequences("test"))
     return {
-        view: evaluate(ModelScorer(model, view), users, RESULT_KS, accelerator=accelerator).metrics for view in views
+        view: evaluate(ModelScorer(model, view), users, RESULT_KS, accelerator=accelerator).metrics
+        for view in rankable_views(model)
     }
 
 

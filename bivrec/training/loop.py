@@ -20,7 +20,7 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -164,9 +164,8 @@ class Trainer:
     def _validate(self) -> float:
         """Evaluate every view, keep the best checkpoint, and count the evaluations without a gain."""
         settings = self._config.training
-        views = (*self._model.views, "both") if len(self._model.views) > 1 else self._model.views
         recalls = {}
-        for view in views:
+        for view in rankable_views(self._model):
             scorer = ModelScorer(self._model, view)
             result = evaluate(scorer, self._validation, EVALUATION_KS, accelerator=self._accelerator)
             recalls[view] = result.metrics[SELECTION_METRIC]
@@ -195,6 +194,8 @@ class Trainer:
         self._accelerator.log(values, step=record["step"])
 
     def _any_process(self, flag: bool) -> bool:
+        if self._accelerator.num_processes == 1:
+            return flag
         # All processes must leave the loop at the same step, or those that go on wait for the others forever.
         return mean_over_processes(torch.tensor(float(flag), device=self._accelerator.device)).item() > 0
 
