@@ -8,6 +8,7 @@ from typing import Any
 
 from bivrec.errors import BivrecError
 from bivrec.files import new_file
+from bivrec.scorers import FLOORS
 from bivrec.training.run import Run
 
 
@@ -47,7 +48,7 @@ def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str) 
 
 def _colours(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Floors in grey, so that what was trained stands out."""
-    return ["#b0b0b0" if name in ("popularity", "item-knn", "content-knn") else "#3b6ea5" for name in names]
+    return ["#b0b0b0" if name in FLOORS else "#3b6ea5" for name in names]
 
 
 def _save(figure: Any, path: Path) -> None:

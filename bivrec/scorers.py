@@ -17,7 +17,8 @@ from bivrec.hub import load_tower, tower_of_run
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.run import Run
 
-FLOORS = ("popularity", "item-knn", "content-knn")
+FLOORS = ("popularity", "item-knn", "content-knn", "recent-content-knn")
+RECENT_DECAY = 0.4
 
 
 def named_scorers(
@@ -59,6 +60,7 @@ def _fit_floor(name: str, domain: Domain) -> Scorer:
         return Popularity.fit(domain)
     if name == "item-knn":
         return ItemKNN.fit(domain)
-    if name == "content-knn":
-        return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",))
+    if name in ("content-knn", "recent-content-knn"):
+        decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
+        return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)
     raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")

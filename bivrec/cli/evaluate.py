@@ -16,8 +16,8 @@ from bivrec.errors import BivrecError
 @click.option("--run", "runs", type=FOLDER, multiple=True, help="A Run; repeatable.")
 @click.option("--from-hub", "sources", metavar="TOWER", multiple=True,
               help="A published tower, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
-@click.option("--floor", "floors", type=click.Choice(["popularity", "item-knn", "content-knn"]), multiple=True,
-              help="A method without training; repeatable.")  # fmt: skip
+@click.option("--floor", "floors", multiple=True, help="A method without training; repeatable.",
+              type=click.Choice(["popularity", "item-knn", "content-knn", "recent-content-knn"]))  # fmt: skip
 @click.option("--zero-shot", is_flag=True, help="Use the tower of a Run on a DOMAIN that it was not trained on.")
 @click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")
