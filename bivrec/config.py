@@ -72,6 +72,11 @@ class ModelConfig:
     score: str = _setting(
         "dot", "item score: dot product (the paper) or cosine with a learned scale", choices=("dot", "cosine")
     )
+    interest_score: str = _setting(
+        "max",
+        "how the interests score an item: max, the nearest one (Eq. 19), or logsumexp, all of them softly",
+        choices=("max", "logsumexp"),
+    )
     mm_interests: str = _setting(
         "free",
         "interests of the multimodal view: free (Eq. 12), or content: aggregates of item vectors themselves, which "

@@ -81,8 +81,8 @@ def test_a_sample_is_a_function_of_seed_and_step(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
-@pytest.mark.parametrize("best_interest", [False, True])
-def test_a_large_sample_gives_the_full_softmax(kind: str, best_interest: bool) -> None:
+@pytest.mark.parametrize("scored_by", ["target-interest", "best-interest", "all-interests"])
+def test_a_large_sample_gives_the_full_softmax(kind: str, scored_by: str) -> None:
     generator = torch.Generator().manual_seed(1)
     interests = torch.randn(8, 3, 4, generator=generator)
     catalogue = torch.randn(NUM_ITEMS + 1, 4, generator=generator)
@@ -95,9 +95,9 @@ def test_a_large_sample_gives_the_full_softmax(kind: str, best_interest: bool) -
         targets.unsqueeze(1) == candidates.items,
         candidates.log_inclusion[targets],
         candidates.log_inclusion[candidates.items],
-        best_interest,
+        scored_by,
     )
-    full = full_softmax_loss(interests, targets - 1, catalogue[1:], best_interest)
+    full = full_softmax_loss(interests, targets - 1, catalogue[1:], scored_by)
     torch.testing.assert_close(sampled, full, atol=1e-3, rtol=1e-3)
 
 

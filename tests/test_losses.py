@@ -11,7 +11,8 @@ ROWS, WIDTH, CATALOGUE = 9, 5, 11
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 """Logits are float32 whatever goes in."""
 
-both_scorings = pytest.mark.parametrize("best_interest", [False, True])
+SCORINGS = ("target-interest", "best-interest", "all-interests")
+all_scorings = pytest.mark.parametrize("scored_by", SCORINGS)
 interest_counts = pytest.mark.parametrize("count", [1, 3])
 
 
@@ -32,7 +33,7 @@ def random_histories() -> Tensor:
 
 
 def slow_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, best_interest: bool, left_out: Tensor | None = None
+    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, left_out: Tensor | None = None
 ) -> Tensor:
     """Eq. 19-21 row by row and item by item, with autograd."""
     total = interests.new_zeros(())
@@ -43,8 +44,11 @@ def slow_loss(
         for item in range(len(catalogue)):
             if left_out is not None and item in left_out[row] and item != target:
                 continue
-            k = max(range(len(scores)), key=lambda k: scores[k][item].item()) if best_interest else nearest
-            logits[item] = scores[k][item]
+            of_item = torch.stack([of_interest[item] for of_interest in scores])
+            if scored_by == "all-interests":
+                logits[item] = of_item.exp().sum().log()
+            else:
+                logits[item] = of_item[nearest] if scored_by == "target-interest" else of_item.max()
         total = total - (logits[target] - torch.stack(list(logits.values())).exp().sum().log())
     return total
 
@@ -53,18 +57,18 @@ def value_and_gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
     return (loss.detach().double(), *torch.autograd.grad(loss, leaves))
 
 
-@both_scorings
+@all_scorings
 @interest_counts
 @pytest.mark.parametrize("logits_per_chunk", [1, 3 * CATALOGUE, 7 * CATALOGUE, 2**20])
 @pytest.mark.parametrize("histories", [False, True])
 def test_full_softmax_has_the_value_and_gradients_of_autograd(
-    monkeypatch: pytest.MonkeyPatch, best_interest: bool, count: int, logits_per_chunk: int, histories: bool
+    monkeypatch: pytest.MonkeyPatch, scored_by: str, count: int, logits_per_chunk: int, histories: bool
 ) -> None:
     monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", logits_per_chunk)
     interests, targets, catalogue = random_problem(count)
     left_out = random_histories() if histories else None
-    found = full_softmax_loss(interests, targets, catalogue, best_interest, left_out)
-    expected = slow_loss(interests, targets, catalogue, best_interest, left_out)
+    found = full_softmax_loss(interests, targets, catalogue, scored_by, left_out)
+    expected = slow_loss(interests, targets, catalogue, scored_by, left_out)
     torch.testing.assert_close(
         value_and_gradients(found, interests, catalogue),
         value_and_gradients(expected, interests, catalogue),
@@ -72,37 +76,43 @@ def test_full_softmax_has_the_value_and_gradients_of_autograd(
     )
 
 
-@both_scorings
-def test_full_softmax_passes_on_the_gradient_from_above(best_interest: bool) -> None:
+@all_scorings
+def test_full_softmax_passes_on_the_gradient_from_above(scored_by: str) -> None:
     interests, targets, catalogue = random_problem(3)
-    loss = full_softmax_loss(interests, targets, catalogue, best_interest)
+    loss = full_softmax_loss(interests, targets, catalogue, scored_by)
     once = torch.autograd.grad(loss, (interests, catalogue), retain_graph=True)
     scaled = torch.autograd.grad(-2.5 * loss, (interests, catalogue))
     for a, b in zip(once, scaled, strict=True):
         torch.testing.assert_close(-2.5 * a, b)
 
 
-@both_scorings
-def test_full_softmax_of_large_scores_is_finite(best_interest: bool) -> None:
+@all_scorings
+def test_full_softmax_of_large_scores_is_finite(scored_by: str) -> None:
     interests, targets, catalogue = random_problem(3)
-    loss = full_softmax_loss(1e4 * interests, targets, catalogue, best_interest)
+    loss = full_softmax_loss(1e4 * interests, targets, catalogue, scored_by)
     assert all(part.isfinite().all() for part in value_and_gradients(loss, interests, catalogue))
 
 
-def test_a_single_item_has_no_loss() -> None:
+@all_scorings
+def test_a_single_item_has_no_loss(scored_by: str) -> None:
     interests = torch.randn(4, 2, WIDTH)
-    assert full_softmax_loss(interests, torch.zeros(4, dtype=torch.long), torch.randn(1, WIDTH), False).item() == 0
+    assert full_softmax_loss(
+        interests, torch.zeros(4, dtype=torch.long), torch.randn(1, WIDTH), scored_by
+    ).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_both_scorings_agree_with_one_interest() -> None:
+def test_all_scorings_agree_with_one_interest() -> None:
     interests, targets, catalogue = random_problem(1)
-    assert torch.equal(*(full_softmax_loss(interests, targets, catalogue, best) for best in (False, True)))
+    first, *others = (full_softmax_loss(interests, targets, catalogue, scored_by) for scored_by in SCORINGS)
+    assert all(torch.equal(other, first) for other in others)
 
 
 @interest_counts
 def test_a_candidate_scored_by_its_own_interest_weighs_more(count: int) -> None:
     interests, targets, catalogue = random_problem(count)
-    own, nearest = (full_softmax_loss(interests, targets, catalogue, best).item() for best in (True, False))
+    own, nearest = (
+        full_softmax_loss(interests, targets, catalogue, by).item() for by in ("best-interest", "target-interest")
+    )
     assert own >= nearest - 1e-5
 
 
@@ -115,9 +125,9 @@ def random_sample() -> tuple[Tensor, Tensor]:
     return torch.randperm(CATALOGUE, generator=generator)[:6], torch.rand(CATALOGUE, generator=generator).log()
 
 
-@both_scorings
+@all_scorings
 @interest_counts
-def test_sampled_softmax_follows_the_equations(best_interest: bool, count: int) -> None:
+def test_sampled_softmax_follows_the_equations(scored_by: str, count: int) -> None:
     interests, targets, catalogue = random_problem(count)
     candidates, log_inclusion = random_sample()
     is_target = targets.unsqueeze(1) == candidates
@@ -126,11 +136,15 @@ def test_sampled_softmax_follows_the_equations(best_interest: bool, count: int) 
     for row, target in enumerate(targets.tolist()):
         scores = (interests[row] @ catalogue.T).tolist()
         nearest = max(range(count), key=lambda k: scores[k][target])
-        total = 0.0
-        for item in [target, *(c for c in candidates.tolist() if c != target)]:
-            score = max(scores[k][item] for k in range(count)) if best_interest else scores[nearest][item]
-            total += math.exp(score - log_inclusion[item])
-        expected -= scores[nearest][target] - log_inclusion[target].item() - math.log(total)
+
+        def score(item: int, scores: list[list[float]] = scores, nearest: int = nearest) -> float:
+            if scored_by == "all-interests":
+                return math.log(sum(math.exp(scores[k][item]) for k in range(count)))
+            return scores[nearest][item] if scored_by == "target-interest" else max(s[item] for s in scores)
+
+        shown = [target, *(c for c in candidates.tolist() if c != target)]
+        total = sum(math.exp(score(item) - log_inclusion[item].item()) for item in shown)
+        expected -= score(target) - log_inclusion[target].item() - math.log(total)
     found = sampled_softmax_loss(
         interests,
         catalogue[targets],
@@ -138,15 +152,15 @@ def test_sampled_softmax_follows_the_equations(best_interest: bool, count: int) 
         is_target,
         log_inclusion[targets],
         log_inclusion[candidates],
-        best_interest,
+        scored_by,
     )
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-@both_scorings
+@all_scorings
 @interest_counts
 @pytest.mark.parametrize("histories", [False, True])
-def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(best_interest: bool, count: int, histories: bool) -> None:
+def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(scored_by: str, count: int, histories: bool) -> None:
     interests, targets, catalogue = random_problem(count)
     everything = torch.arange(CATALOGUE)
     left_out = targets.unsqueeze(1) == everything
@@ -154,9 +168,9 @@ def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(best_interest: bool
     if past is not None:
         left_out |= (past.unsqueeze(2) == everything).any(1)
     sampled = sampled_softmax_loss(
-        interests, catalogue[targets], catalogue, left_out, torch.zeros(ROWS), torch.zeros(CATALOGUE), best_interest
+        interests, catalogue[targets], catalogue, left_out, torch.zeros(ROWS), torch.zeros(CATALOGUE), scored_by
     )
-    full = full_softmax_loss(interests, targets, catalogue, best_interest, past)
+    full = full_softmax_loss(interests, targets, catalogue, scored_by, past)
     torch.testing.assert_close(
         value_and_gradients(sampled, interests, catalogue),
         value_and_gradients(full, interests, catalogue),
@@ -164,8 +178,8 @@ def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(best_interest: bool
     )
 
 
-@both_scorings
-def test_accidental_hits_have_no_influence(best_interest: bool) -> None:
+@all_scorings
+def test_accidental_hits_have_no_influence(scored_by: str) -> None:
     interests, targets, catalogue = random_problem(3)
     hit = torch.zeros(ROWS, 2, dtype=torch.bool)
     hit[:, 1] = True
@@ -173,13 +187,13 @@ def test_accidental_hits_have_no_influence(best_interest: bool) -> None:
     def loss(second: Tensor) -> Tensor:
         candidates = torch.stack([catalogue[0], second])
         zeros = torch.zeros(ROWS), torch.zeros(2)
-        return sampled_softmax_loss(interests, catalogue[targets], candidates, hit, *zeros, best_interest)
+        return sampled_softmax_loss(interests, catalogue[targets], candidates, hit, *zeros, scored_by)
 
     assert torch.equal(loss(catalogue[1]), loss(1e3 * catalogue[2]))
 
 
-@both_scorings
-def test_a_row_whose_candidates_are_all_hits_has_no_loss(best_interest: bool) -> None:
+@all_scorings
+def test_a_row_whose_candidates_are_all_hits_has_no_loss(scored_by: str) -> None:
     interests, targets, catalogue = random_problem(2)
     loss = sampled_softmax_loss(
         interests,
@@ -188,7 +202,7 @@ def test_a_row_whose_candidates_are_all_hits_has_no_loss(best_interest: bool) ->
         torch.ones(ROWS, 3, dtype=torch.bool),
         torch.zeros(ROWS),
         torch.zeros(3),
-        best_interest,
+        scored_by,
     )
     assert loss.item() == 0
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (interests, catalogue)))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from tiny_models import NUM_ITEMS, random_histories, tiny_model
@@ -13,6 +15,7 @@ VARIANTS = [
     {"score": "cosine"},
     {"readout": "prefix", "num_interests": (1,)},
     {"readout": "prefix", "num_interests": (3, 2), "mm_interests": "content", "score": "cosine"},
+    {"readout": "prefix", "interest_score": "logsumexp"},
 ]
 
 
@@ -23,27 +26,33 @@ def scores(model: BiVRec, view: str, first: int = 1, last: int = NUM_ITEMS + 1) 
 
 @torch.no_grad()
 def slow_scores(model: BiVRec, view: str) -> Tensor:
-    """max_k v_k . x_i, one history and one item at a time."""
+    """max_k v_k . x_i or log sum_k exp(v_k . x_i), one history and one item at a time."""
     tower = model.tower(view)
+
+    def pool(scores: list[float]) -> float:
+        smooth = tower.config.interest_score == "logsumexp"
+        return math.log(sum(math.exp(score) for score in scores)) if smooth else max(scores)
+
     rows = []
     for history in HISTORIES:
         read = tower.encode_histories(tower.encode_items(history[None]), history[None] > 0).vectors[0, -1]
         vectors = [tower.encode_items(torch.tensor([item]))[0] for item in range(1, NUM_ITEMS + 1)]
-        rows.append([max(float(interest @ vector) for interest in read) for vector in vectors])
+        rows.append([pool([float(interest @ vector) for interest in read]) for vector in vectors])
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
 @pytest.mark.parametrize("view", ["id", "mm"])
-def test_the_score_is_the_best_interest(view: str, changes: dict) -> None:
+def test_the_score_follows_the_interests(view: str, changes: dict) -> None:
     model = tiny_model(**changes).eval()
     torch.testing.assert_close(scores(model, view), slow_scores(model, view))
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
-def test_both_is_the_sum_of_the_views(changes: dict) -> None:
+def test_both_is_the_weighted_sum_of_the_views(changes: dict) -> None:
     model = tiny_model(**changes)
-    assert torch.equal(scores(model, "both"), scores(model, "id") + scores(model, "mm"))
+    model.id_weight.fill_(0.75)
+    torch.testing.assert_close(scores(model, "both"), 0.75 * scores(model, "id") + 0.25 * scores(model, "mm"))
 
 
 @pytest.mark.parametrize("view", ["id", "mm"])

@@ -1,4 +1,4 @@
-"""A model as something that ranks: score(u, i) = max_k v_k . x_i, and the sum of both views' scores (section 7)."""
+"""A model as something that ranks: by what its interests say of an item, in one view or in both (section 7)."""
 
 from __future__ import annotations
 
@@ -34,18 +34,21 @@ def views_of(model: BiVRec, view: str) -> tuple[str, ...]:
 
 
 class ModelScorer:
-    """A Scorer (see `ranking`) of one view of a model, or of both with their scores added.
+    """A Scorer (see `ranking`) of one view of a model, or of both with the weighted sum of their scores.
 
-    Both views are trained by a softmax over the same items, so their scores are log-probabilities up to a constant
-    and their sum is the product of the two distributions. The model is put into evaluation mode, and the catalogue is
-    embedded once: make a new scorer after a training step.
+    Both views are trained by a softmax over the same items, so their scores are log-probabilities up to a constant,
+    and w s_id + (1 - w) s_mm, with the model's `id_weight` for w, is a weighted product of the two distributions.
+    The model is put into evaluation mode, and the catalogue is embedded once: make a new scorer after a training step.
     """
 
     @torch.no_grad()
     def __init__(self, model: BiVRec, view: str = "both") -> None:
         model.eval()
         self.num_items = model.num_items
-        self._towers = [model.tower(name) for name in views_of(model, view)]
+        views = views_of(model, view)
+        self._towers = [model.tower(name) for name in views]
+        share = float(model.id_weight) if len(views) > 1 else 1.0
+        self._weights = [share, 1 - share]
         self.max_history: int | None = self._towers[0].config.max_history
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
@@ -64,10 +67,11 @@ class ModelScorer:
     def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
         total = None
-        for interests, catalogue in zip(users, self._catalogues, strict=True):
+        for interests, catalogue, weight in zip(users, self._catalogues, self._weights, strict=False):
             batch, count, _ = interests.shape
             affinity = interests.flatten(0, 1) @ catalogue[first:last].T
-            best = affinity.view(batch, count, -1).amax(1)
-            total = best if total is None else total + best
+            affinity = affinity.view(batch, count, -1)
+            best = affinity.logsumexp(1) if self._towers[0].config.interest_score == "logsumexp" else affinity.amax(1)
+            total = weight * best if total is None else total + weight * best
         assert total is not None
         return total

@@ -17,13 +17,14 @@ from accelerate.utils import set_seed
 from bivrec.config import Config
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
+from bivrec.evaluation.fusion import fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.files import write_json
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRec
-from bivrec.training.checkpoint import load_checkpoint
+from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record
 
@@ -64,7 +65,11 @@ def fit(
     if tracker is not None:
         accelerator.init_trackers("bivrec", config=_flat(run.info.config))
     trainer.train(run, resume)
-    load_checkpoint(run.checkpoint("best"), model)
+    progress = load_checkpoint(run.checkpoint("best"), model)
+    if len(model.views) > 1:
+        fit_id_weight(model, EvaluationUsers.from_sequences(domain.sequences("validation")), accelerator)
+        if accelerator.is_main_process:
+            save_checkpoint(run.checkpoint("best"), model, progress)
     results = evaluate_views(model, domain, accelerator)
     if accelerator.is_main_process:
         write_json(run.path / "results.json", results)

@@ -57,10 +57,11 @@ class Objective(nn.Module):
         readouts, targets = interests.vectors[learnt], rows.targets[learnt]
         sequence = learnt.nonzero()[:, 0]
         own = batch.history if view == "mm" and not self.config.mm_history_negatives else None
-        best_interest = self.config.negatives_scored_by == "best-interest"
+        mixture = tower.config.interest_score == "logsumexp"
+        scored_by = "all-interests" if mixture else self.config.negatives_scored_by
         if candidates is None:
             total = full_softmax_loss(
-                readouts, targets - 1, vectors[1:], best_interest, None if own is None else own[sequence] - 1
+                readouts, targets - 1, vectors[1:], scored_by, None if own is None else own[sequence] - 1
             )
         else:
             items = batch.targets[learnt]
@@ -74,7 +75,7 @@ class Objective(nn.Module):
                 left_out=left_out,
                 target_log_inclusion=candidates.log_inclusion[items],
                 candidate_log_inclusion=candidates.log_inclusion[candidates.items],
-                best_interest=best_interest,
+                scored_by=scored_by,
             )
         # Slices hold different numbers of targets; each target of the global batch weighs the same.
         return interests, total / batch.mean_targets

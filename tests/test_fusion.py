@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import NUM_ITEMS, random_histories, tiny_model
+from torch import Tensor
+
+from bivrec.evaluation.fusion import WEIGHTS, fit_id_weight
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate, top_k
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.model.bivrec import BiVRec
+from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+HISTORIES = random_histories(12, 6)
+
+
+def users_who_choose(items: Tensor) -> EvaluationUsers:
+    """Users with the `HISTORIES` whose targets are these items [U, T]."""
+    rows = [[*history[history > 0].tolist(), *own.tolist()] for history, own in zip(HISTORIES, items, strict=True)]
+    ends = np.cumsum([len(row) for row in rows])
+    return EvaluationUsers(
+        items=np.array([item for row in rows for item in row], dtype=np.int32),
+        starts=np.concatenate([[0], ends[:-1]]),
+        cuts=ends - items.shape[1],
+        ends=ends,
+        user_ids=[str(row) for row in range(len(rows))],
+        skipped=0,
+    )
+
+
+def recall_with(model: BiVRec, users: EvaluationUsers, weight: float) -> float:
+    model.id_weight.fill_(weight)
+    return evaluate(ModelScorer(model, "both"), users, (20,)).metrics["recall@20"]
+
+
+@pytest.mark.parametrize(("view", "wide"), [("id", True), ("mm", False)])
+def test_the_view_that_predicts_the_users_gets_the_greater_weight(view: str, wide: bool) -> None:
+    model = tiny_model(dropout=0.0)
+    last_of_twenty = top_k(ModelScorer(model, view), HISTORIES, 20)[0][:, 12:]
+    fit_id_weight(model, users_who_choose(last_of_twenty))
+    assert (float(model.id_weight) > 0.5) == wide
+
+
+def test_no_other_weight_of_the_grid_has_a_better_recall() -> None:
+    model = tiny_model()
+    users = users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3)))
+    recalls = fit_id_weight(model, users)
+    chosen = round(float(model.id_weight), 1)
+    assert recalls == {weight: recall_with(model, users, weight) for weight in WEIGHTS}
+    assert recalls[chosen] == max(recalls.values())
+
+
+def test_views_that_agree_keep_an_even_share() -> None:
+    model = tiny_model()
+    twins = BiVRec({"id": model.tower("id"), "mm": model.tower("id")})
+    fit_id_weight(twins, users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3))))
+    assert float(twins.id_weight) == 0.5
+
+
+def test_the_weight_is_saved_with_the_model(tmp_path: Path) -> None:
+    model, other = tiny_model(), tiny_model()
+    model.id_weight.fill_(0.25)
+    save_checkpoint(tmp_path / "best.safetensors", model, Progress())
+    load_checkpoint(tmp_path / "best.safetensors", other)
+    assert float(other.id_weight) == 0.25
