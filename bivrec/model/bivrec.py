@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
@@ -12,10 +13,14 @@ from bivrec.model.tower import FeatureItems, IdItems, Tower
 class BiVRec(nn.Module):
     """An ID tower, a multimodal tower, and what joins them; a single view has only its tower."""
 
+    id_weight: Tensor
+    """Share of the ID view where both views rank together; the rest is the multimodal view's."""
+
     def __init__(self, towers: dict[str, Tower]) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         if len(towers) > 1:
+            self.register_buffer("id_weight", torch.tensor(0.5))
             config = next(iter(towers.values())).config
             self.cross_view = CrossViewProjection(config.hidden_size, config.num_interests[-1])
 
