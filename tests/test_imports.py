@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "baselines": (*GROUND, "data", "evaluation", "baselines"),
     "evaluation.metrics": (),
     "training.losses": (),
-    "model.attention": (),
+    "model.attention": ("model.dropout",),
     "model.clustering": (),
     "model.cross_view": (),
     "model.multi_scale": (),

@@ -6,7 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
+
+from bivrec.model.dropout import Dropout, keep_mask
 
 INITIAL_SIGMA = 8.0
 """Initial width of the Gaussian in items: near neighbours stand out, and the whole recent history is in reach."""
@@ -36,31 +39,125 @@ class GaussianAttention(nn.Module):
         visible [B, M, M] bool: token i may attend to token j; squared_distance [B, M, M]: of their positions.
         A token that may attend to nothing (padding) yields a meaningless but finite row.
         """
-        batch, length, width = tokens.shape
-        projected = self.query_key_value(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
-        lowest = torch.finfo(query.dtype).min
-        if self.gaussian == "product":
-            prior = self._log_gaussian(squared_distance).masked_fill(~visible, -torch.inf).softmax(-1)
-            # Rows of padding tokens see nothing: 0 / 0 above.
-            prior = prior.nan_to_num(0.0)
-            logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) * prior.unsqueeze(1).to(query.dtype)
-            weights = logits.masked_fill(~visible.unsqueeze(1), lowest).softmax(-1)
-            mixed = functional.dropout(weights, self.dropout, self.training) @ value
+        projected = self.query_key_value(tokens)
+        factor, bias = self._modulation(visible, squared_distance, projected.dtype)
+        rate = self.dropout if self.training else 0.0
+        if factor is None and projected.device.type != "cpu":
+            mixed = fused_attention(projected, self.num_heads, bias, rate)
         else:
-            # The normalisation of G over j is constant in j, and softmax ignores it.
-            prior = (
-                self._log_gaussian(squared_distance) if self.gaussian == "bias" else torch.zeros_like(squared_distance)
-            )
-            bias = prior.to(query.dtype).masked_fill(~visible, lowest).unsqueeze(1)
-            mixed = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0
-            )
-        merged: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+            mixed = attention(projected, self.num_heads, factor, bias, rate)
+        merged: Tensor = self.output(mixed)
         return merged
+
+    def _modulation(
+        self, visible: Tensor, squared_distance: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor]:
+        """What each logit is multiplied with (None: nothing), and what is added to it; both [B, M, M]."""
+        lowest = torch.finfo(dtype).min
+        if self.gaussian == "bias":
+            # The normalisation of G over j is constant in j, and softmax ignores it.
+            return None, self._log_gaussian(squared_distance).to(dtype).masked_fill(~visible, lowest)
+        hidden = torch.zeros_like(squared_distance, dtype=dtype).masked_fill(~visible, lowest)
+        if self.gaussian == "none":
+            return None, hidden
+        prior = self._log_gaussian(squared_distance).masked_fill(~visible, -torch.inf).softmax(-1)
+        # Rows of padding tokens see nothing: 0 / 0 above.
+        return prior.nan_to_num(0.0).to(dtype), hidden
 
     def _log_gaussian(self, squared_distance: Tensor) -> Tensor:
         return -squared_distance * torch.exp(-2 * self.log_sigma)
+
+
+def fused_attention(projected: Tensor, num_heads: int, bias: Tensor, dropout: float) -> Tensor:
+    """The attention of `attention` without a factor, by the fused kernels of an accelerator."""
+    batch, length, _ = projected.shape
+    query, key, value = projected.view(batch, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(query, key, value, bias.unsqueeze(1), dropout_p=dropout)
+    return mixed.transpose(1, 2).reshape(batch, length, -1)
+
+
+def attention(projected: Tensor, num_heads: int, factor: Tensor | None, bias: Tensor, dropout: float) -> Tensor:
+    """Values mixed by softmax(factor * q k^T / sqrt(d_head) + bias), [B, M, D].
+
+    projected [B, M, 3 D]: queries, keys and values, each with its heads side by side; factor and bias [B, M, M] are
+    shared by the heads.
+    """
+    mixed: Tensor = _Attention.apply(projected, num_heads, factor, bias, dropout)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+class _Attention(torch.autograd.Function):
+    """Head by head on strided views: neither heads nor gradients are ever copied into another layout."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, projected: Tensor, num_heads: int, factor: Tensor | None, bias: Tensor, dropout: float
+    ) -> Tensor:
+        batch, length, width = projected.shape
+        mixed = projected.new_empty(batch, length, width // 3)
+        weights, masks = [], []
+        for out, (query, key, value) in zip(_parts(mixed, num_heads), _heads(projected, num_heads), strict=True):
+            scale = query.shape[-1] ** -0.5
+            if factor is None:
+                logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
+            else:
+                logits = torch.bmm(query, key.transpose(1, 2)).mul_(scale).mul_(factor).add_(bias)
+            weight = logits.softmax(-1)
+            mask = _dropout_mask(weight, dropout)
+            out.copy_((weight if mask is None else weight * mask) @ value)
+            weights.append(weight)
+            masks.append(mask)
+        ctx.save_for_backward(projected, factor, *weights, *masks)
+        ctx.num_heads = num_heads  # type: ignore[attr-defined]
+        return mixed
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        count: int = ctx.num_heads  # type: ignore[attr-defined]
+        projected, factor, *saved = ctx.saved_tensors  # type: ignore[attr-defined]
+        projected_gradient = torch.empty_like(projected)
+        factor_gradient = None if factor is None else torch.zeros_like(factor)
+        bias_gradient = torch.zeros_like(saved[0]) if ctx.needs_input_grad[3] else None  # type: ignore[attr-defined]
+        for out, (query, key, value), into, weight, mask in zip(
+            _parts(gradient, count),
+            _heads(projected, count),
+            _heads(projected_gradient, count),
+            saved[:count],
+            saved[count:],
+            strict=True,
+        ):
+            scale = query.shape[-1] ** -0.5
+            into[2].copy_((weight if mask is None else weight * mask).transpose(1, 2) @ out)
+            towards = out @ value.transpose(1, 2)
+            if mask is not None:
+                towards *= mask
+            logit = torch.ops.aten._softmax_backward_data(towards, weight, -1, weight.dtype)
+            if bias_gradient is not None:
+                bias_gradient += logit
+            if factor_gradient is not None:
+                factor_gradient += logit * (query @ key.transpose(1, 2)).mul_(scale)
+                logit = logit * factor
+            logit *= scale
+            into[0].copy_(logit @ key)
+            into[1].copy_(logit.transpose(1, 2) @ query)
+        return projected_gradient, None, factor_gradient, bias_gradient, None
+
+
+def _heads(projected: Tensor, num_heads: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Query, key and value [B, M, D / H] of each head, as views."""
+    return list(zip(*(_parts(part, num_heads) for part in projected.chunk(3, -1)), strict=True))
+
+
+def _parts(vectors: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    return vectors.chunk(num_heads, -1)
+
+
+def _dropout_mask(weight: Tensor, rate: float) -> Tensor | None:
+    if not rate:
+        return None
+    if weight.device.type != "cpu":
+        return functional.dropout(torch.ones_like(weight), rate)
+    return keep_mask(weight.shape, rate, weight.dtype)
 
 
 class TransformerLayer(nn.Module):
@@ -74,7 +171,7 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, visible: Tensor, squared_distance: Tensor) -> Tensor:
         """Tokens [B, M, D] after the layer; the other arguments as in GaussianAttention."""

@@ -13,6 +13,7 @@ from bivrec.config import ModelConfig
 from bivrec.errors import BivrecError
 from bivrec.model.attention import TransformerLayer
 from bivrec.model.clustering import InterestClustering
+from bivrec.model.dropout import Dropout
 from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
 
 INITIAL_COSINE_SCALE = 10.0
@@ -41,7 +42,7 @@ class SequenceEncoder(nn.Module):
         self.free_interests = free_interests
         self.causal = config.readout == "prefix"
         self.embedding = MultiScaleEmbedding(width, config.max_history, config.scales)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(width, config.num_heads, config.dropout, config.gaussian) for _ in range(config.num_layers)
         )
