@@ -47,6 +47,12 @@ class ModelConfig:
     dropout: float = _setting(0.2, "dropout of embeddings, attention and MLP", low=0.0, high=0.95)
     max_history: int = _setting(50, "most recent items of a history that are read (N)", low=1)
     scales: tuple[int, ...] = _setting((4,), "window sizes of the coarser scales beside scale 1 (Eq. 1-3)", low=2)
+    positions: str = _setting(
+        "age",
+        "age: an embedding for each number of items that followed (the paper); "
+        "none: the order is known by Gaussian attention and by what the interests forget",
+        choices=("age", "none"),
+    )
     gaussian: str = _setting(
         "product",
         "Gaussian attention: product (Eq. 6), bias (log-prior added to the logits) or none",

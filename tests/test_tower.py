@@ -19,7 +19,7 @@ VARIANTS = [
         {},
         {"scales": (), "gaussian": "none"},
         {"scales": (2, 5), "gaussian": "bias", "num_interests": (4, 2)},
-        {"scales": (4,), "aggregation": "sum", "interests_per_item": 2},
+        {"scales": (4,), "positions": "none", "aggregation": "sum", "interests_per_item": 2},
         {"scales": (3,), "assignment": "softmax-soft", "score": "cosine", "num_layers": 2},
         {"view": "mm", "mm_interests": "content", "scales": (2,), "num_interests": (4, 2)},
     )

@@ -41,7 +41,9 @@ class SequenceEncoder(nn.Module):
         width = config.hidden_size
         self.free_interests = free_interests
         self.causal = config.readout == "prefix"
-        self.embedding = MultiScaleEmbedding(width, config.max_history, config.scales)
+        self.embedding = MultiScaleEmbedding(
+            width, config.max_history, config.scales, positions=config.positions == "age"
+        )
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(width, config.num_heads, config.dropout, config.gaussian) for _ in range(config.num_layers)

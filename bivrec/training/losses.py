@@ -49,16 +49,12 @@ class _FullSoftmax(torch.autograd.Function):
         step = max(1, LOGITS_PER_CHUNK // (readers.shape[1] * len(catalogue)))
         for first in range(0, len(readers), step):
             rows = slice(first, first + step)
-            chunk = readers[rows].transpose(0, 1)
-            logits = (chunk @ catalogue.T).float()
-            if left_out is not None:
-                _leave_out(logits, targets[rows], left_out[rows])
-            gradient_of = _mixture_gradient if mixture and len(logits) > 1 else _nearest_gradient
-            chunk_loss, gradient = gradient_of(logits, targets[rows])
-            gradient = gradient.to(readers.dtype)
-            loss += chunk_loss
-            reader_gradient[rows] = (gradient @ catalogue).transpose(0, 1)
-            catalogue_gradient += gradient.flatten(0, 1).T @ chunk.flatten(0, 1)
+            part = _chunk_gradient(
+                readers[rows], targets[rows], catalogue, None if left_out is None else left_out[rows], mixture
+            )
+            loss += part[0]
+            reader_gradient[rows] = part[1]
+            catalogue_gradient += part[2]
         ctx.save_for_backward(reader_gradient, catalogue_gradient)
         return loss
 
@@ -68,41 +64,45 @@ class _FullSoftmax(torch.autograd.Function):
         return reader_gradient * gradient, None, catalogue_gradient * gradient, None, None
 
 
-def _leave_out(logits: Tensor, targets: Tensor, left_out: Tensor) -> None:
-    """Make the logits [k, r, V] of items that are no negatives of a row -inf, save those of its target."""
-    row = torch.arange(len(targets), device=targets.device)
-    positive = logits[:, row, targets]
-    # Filling points at the target, whose score is put back afterwards.
-    places = torch.where(left_out < 0, targets.unsqueeze(1), left_out)
-    logits.scatter_(2, places.expand(len(logits), -1, -1), -torch.inf)
-    logits[:, row, targets] = positive
-
-
-def _nearest_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss and gradient [k, r, V] of logits [k, r, V], the largest over k being an item's score."""
-    row = torch.arange(len(targets), device=targets.device)
-    scores, which = (logits[0], None) if len(logits) == 1 else logits.max(0)
-    normaliser = torch.logsumexp(scores, 1)
-    loss = (normaliser - scores[row, targets]).sum()
-    gradient = scores.sub_(normaliser.unsqueeze(1)).exp_()
-    gradient[row, targets] -= 1
-    if which is None:
-        return loss, gradient.unsqueeze(0)
-    return loss, torch.zeros_like(logits).scatter_(0, which.unsqueeze(0), gradient.unsqueeze(0))
-
-
-def _mixture_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss and gradient [k, r, V] of logits [k, r, V], logsumexp over k being an item's score."""
-    row = torch.arange(len(targets), device=targets.device)
-    positives = logits[:, row, targets]
-    positive = positives.logsumexp(0)
-    highest = logits.amax((0, 2))
-    gradient = logits.sub_(highest.unsqueeze(1)).exp_()
-    total = gradient.sum((0, 2))
+def _chunk_gradient(
+    readers: Tensor, targets: Tensor, catalogue: Tensor, left_out: Tensor | None, mixture: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of a chunk of rows, and its gradients to the readers [r, k, D] and the catalogue [V, D]."""
+    rows, count, width = readers.shape
+    row = torch.arange(rows, device=targets.device)
+    logits = (readers.flatten(0, 1) @ catalogue.T).view(rows, count, -1)
+    positives = logits[row, :, targets]
+    if left_out is not None:
+        # Filling points at the target, whose score is put back afterwards.
+        places = torch.where(left_out < 0, targets.unsqueeze(1), left_out).unsqueeze(1)
+        logits.scatter_(2, places.expand(-1, count, -1), -torch.inf)
+        logits[row, :, targets] = positives
+    if not mixture:
+        _keep_nearest(logits)
+        positives = logits[row, :, targets]
+    positives = positives.float()
+    positive = positives.logsumexp(1)
+    share = (positives - positive.unsqueeze(1)).exp()
+    # Normalising the few rows that are multiplied spares passes over the many logits.
+    highest = logits.flatten(1).amax(1)
+    powers = logits.sub_(highest.view(-1, 1, 1)).exp_()
+    total = powers.flatten(1).sum(1, dtype=torch.float32)
     loss = (total.log() + highest - positive).sum()
-    gradient /= total.unsqueeze(1)
-    gradient[:, row, targets] -= (positives - positive).exp()
-    return loss, gradient
+    powers = powers.flatten(0, 1)
+    own = functional.embedding(targets, catalogue)
+    reader_gradient = (powers @ catalogue).view(rows, count, width) / total.view(-1, 1, 1)
+    reader_gradient = reader_gradient - share.unsqueeze(2) * own.unsqueeze(1)
+    catalogue_gradient = powers.T @ (readers / total.view(-1, 1, 1)).flatten(0, 1)
+    catalogue_gradient = catalogue_gradient.to(catalogue.dtype)
+    catalogue_gradient.index_add_(0, targets, -(share.unsqueeze(2) * readers).sum(1).to(catalogue.dtype))
+    return loss, reader_gradient, catalogue_gradient
+
+
+def _keep_nearest(logits: Tensor) -> None:
+    """Of the k logits [r, k, V] of every item leave the largest, the first of equal ones; the others become -inf."""
+    if logits.shape[1] > 1:
+        best, which = logits.max(1, keepdim=True)
+        logits.fill_(-torch.inf).scatter_(1, which, best)
 
 
 def sampled_softmax_loss(
