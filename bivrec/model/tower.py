@@ -119,7 +119,10 @@ def _spread_decays(count: int) -> Tensor:
 
 
 class IdItems(nn.Module):
-    """Item vectors from a trainable table, one row per item of a Domain."""
+    """Item vectors from a trainable table, one row per item of a Domain.
+
+    With `table.sparse`, the gradient of the table holds only the rows that were read.
+    """
 
     def __init__(self, num_items: int, hidden_size: int) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from bivrec.config import Config
@@ -24,9 +25,9 @@ from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from bivrec.training.distributed import mean_over_processes
-from bivrec.training.objective import Objective
-from bivrec.training.optimizer import learning_rate_factor, make_optimizer
+from bivrec.training.distributed import mean_over_processes, mean_sparse_over_processes
+from bivrec.training.objective import Objective, id_tables
+from bivrec.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
 from bivrec.training.run import Run
 
 SELECTION_METRIC = "recall@20"
@@ -78,13 +79,22 @@ class Trainer:
         self._candidates = CandidateSampler(config.objective, counts.numpy(), config.training.seed)
         self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
         self._optimizer = make_optimizer(model, self._pretrained, config.training)
-        self._objective: nn.Module = accelerator.prepare(Objective(model, config.objective))
+        self._objective: nn.Module = accelerator.prepare(self._make_objective())
         self._progress = Progress()
         if config.training.batch_size % (accelerator.num_processes * config.training.accumulate):
             raise BivrecError(
                 f"training.batch_size: {config.training.batch_size} sequences do not divide into "
                 f"{accelerator.num_processes} processes x {config.training.accumulate} micro-batches"
             )
+
+    def _make_objective(self) -> Objective:
+        objective = Objective(self._model, self._config.objective)
+        self._sparse_tables = [table for table in id_tables(self._model) if table.sparse]
+        weights = [table.weight for table in self._sparse_tables]
+        names = [name for name, parameter in objective.named_parameters() if any(parameter is w for w in weights)]
+        # Not every backend can average sparse gradients; the loop does it.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)  # type: ignore[no-untyped-call]
+        return objective
 
     def train(self, run: Run, resume: bool = False) -> Progress:
         """Train into `run` until the last step, until patience is lost, or until an interrupt; return the progress.
@@ -156,8 +166,11 @@ class Trainer:
         if step < settings.frozen_tower_steps:
             for parameter in self._pretrained:
                 parameter.grad = None
+        for table in self._sparse_tables:
+            if table.weight.grad is not None:
+                table.weight.grad = mean_sparse_over_processes(table.weight.grad)
         if settings.clip_norm:
-            accelerator.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
+            clip_gradients(self._model.parameters(), settings.clip_norm)
         self._optimizer.step()
         return totals
 
