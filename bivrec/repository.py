@@ -75,6 +75,18 @@ def is_repository(name: str) -> bool:
     return bool(_REPOSITORY.fullmatch(name)) and name[0] not in "./~" and not Path(name.split("/")[0]).is_dir()
 
 
+def resolve(source: str, repo_type: str = "model") -> str | None:
+    """Hash of the commit that `ORG/NAME[@revision]` on the Hub stands for now; None for a folder.
+
+    Raises BivrecError like `fetch`.
+    """
+    if Path(source).is_dir():
+        return None
+    name, revision = _parse(source)
+    with _one_line(source):
+        return _resolve(name, revision, repo_type)
+
+
 def fetch(source: str, names: Sequence[str], repo_type: str = "model", *, commit: str | None = None) -> Fetched:
     """The files of a folder, or of `ORG/NAME[@revision]` on the Hub, whose names match one of the patterns `names`.
 

@@ -10,10 +10,11 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 from stages import config, new_run, untrained
 
+from bivrec.artefact import Tower
 from bivrec.cards import TEMPLATES, tower_card
 from bivrec.cli import main
 from bivrec.data.domain import Domain
-from bivrec.hub import TowerArtefact, load_tower, publish, tower_of_run
+from bivrec.hub import publish, tower_of_run
 from bivrec.training.checkpoint import Progress, save_checkpoint
 from bivrec.training.run import Run
 
@@ -21,11 +22,11 @@ pytest_plugins = ("stage_fixtures",)
 
 
 @pytest.fixture(scope="module")
-def artefact(tower: Path) -> TowerArtefact:
-    return load_tower(str(tower))
+def artefact(tower: Path) -> Tower:
+    return Tower.from_pretrained(str(tower))
 
 
-def render(artefact: TowerArtefact, name: str = "org/tower", **changes: Any) -> str:
+def render(artefact: Tower, name: str = "org/tower", **changes: Any) -> str:
     training = {**artefact.training, **changes}
     return tower_card(name, artefact.config, artefact.features, training, artefact.num_parameters)
 
@@ -46,7 +47,7 @@ def test_the_metadata_parses(tower: Path, pretrained: Run) -> None:
     assert {result.dataset_name for result in card.data.eval_results} == {"source"}
 
 
-def test_tables_are_whole(artefact: TowerArtefact) -> None:
+def test_tables_are_whole(artefact: Tower) -> None:
     features, results = tables(render(artefact))
     for table in (features, results):
         assert {len(row) for row in table} == {len(table[0])}
@@ -59,7 +60,7 @@ def test_tables_are_whole(artefact: TowerArtefact) -> None:
         assert [float(cell) for cell in cells] == [round(measured[metric], 4) for metric in header[1:]]
 
 
-def test_what_a_reader_needs_is_said(artefact: TowerArtefact) -> None:
+def test_what_a_reader_needs_is_said(artefact: Tower) -> None:
     card = render(artefact)
     assert "# org/tower" in card
     assert f"{artefact.num_parameters:,} parameters" in card
@@ -68,7 +69,7 @@ def test_what_a_reader_needs_is_said(artefact: TowerArtefact) -> None:
         assert spec.encoder in card
 
 
-def test_the_commands_of_the_card_are_commands(artefact: TowerArtefact) -> None:
+def test_the_commands_of_the_card_are_commands(artefact: Tower) -> None:
     block = re.search(r"```bash\n(.*?)```", render(artefact), re.DOTALL)
     assert block is not None
     commands = [line.split() for line in block[1].splitlines() if line.startswith("bivrec ")]
@@ -81,7 +82,7 @@ def test_the_commands_of_the_card_are_commands(artefact: TowerArtefact) -> None:
 
 
 @pytest.mark.parametrize("key", ["domain", "config", "best_step", "seconds", "command", "versions", "results"])
-def test_an_undefined_variable_is_an_error(artefact: TowerArtefact, key: str) -> None:
+def test_an_undefined_variable_is_an_error(artefact: Tower, key: str) -> None:
     training = {name: value for name, value in artefact.training.items() if name != key}
     with pytest.raises((jinja2.UndefinedError, KeyError, TypeError)):
         tower_card("org/tower", artefact.config, artefact.features, training, 1)
@@ -104,13 +105,13 @@ def test_a_training_that_has_not_ended_has_no_results(source: Domain, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["org/tower", "/a path/with: colon", "quote'd\"", "- #1", "ünïcode"])
-def test_any_name_gives_metadata_that_parse(artefact: TowerArtefact, name: str) -> None:
+def test_any_name_gives_metadata_that_parse(artefact: Tower, name: str) -> None:
     card = ModelCard(render(artefact, name))
     assert card.data.model_name == name
     assert len(card.data.eval_results) == len(artefact.training["results"]["mm"])
 
 
-def test_no_value_is_a_gap(artefact: TowerArtefact) -> None:
+def test_no_value_is_a_gap(artefact: Tower) -> None:
     card = render(artefact)
     assert not re.search(r"\bNone\b|\bnan\b|\{\{|\}\}|\{%|Undefined", card)
     assert all(math.isfinite(value) for value in artefact.training["results"]["mm"].values())

@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "files": ("errors",),
     "config": ("errors",),
     "repository": ("errors",),
+    "weights": ("errors",),
+    "artefact_config": (*GROUND, "data.domain"),
     "data": (*GROUND, "data"),
     "features": (*GROUND, "data.domain", "features"),
     "model": (*GROUND, "model"),

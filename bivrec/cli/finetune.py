@@ -12,7 +12,8 @@ from bivrec.errors import BivrecError
 
 @click.command()
 @click.argument("domain", type=FOLDER, required=False)
-@click.option("--from-hub", "source", metavar="TOWER", help="Published tower: ORG/NAME[@revision], or a folder.")
+@click.option("--from-hub", "source", metavar="MODEL",
+              help="Published tower, or joint model (its tower): ORG/NAME[@revision], or a folder.")  # fmt: skip
 @click.option("--from-scratch", is_flag=True, help="Fresh weights in the tower's architecture, for comparison.")
 @click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
 @click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file.")
@@ -43,8 +44,8 @@ def finetune(
 ) -> None:
     """Attach a fresh ID tower to a published tower and train both views on the target DOMAIN (stage 2)."""
     from bivrec import finetune as stage
+    from bivrec.artefact import Tower
     from bivrec.data.domain import Domain
-    from bivrec.hub import load_tower
     from bivrec.pretrain import resume as resume_run
     from bivrec.recipes import read_recipe
 
@@ -68,7 +69,7 @@ def finetune(
             trained = "[id, mm]" if views == "both" else f"[{views}]"
             overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")
         opened = Domain.open(domain)
-        tower = load_tower(source)
+        tower = Tower.from_pretrained(source)
         config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     echo_results(run)
