@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class RunInfo:
     """Provenance of the tower that was attached; None: fresh weights."""
     command: str
     versions: dict[str, str]
+    hardware: dict[str, Any] = field(default_factory=dict)
+    """Name of the device, number of processes, and threads of each; empty if it was not recorded."""
 
 
 class Run:
