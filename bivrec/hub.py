@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bivrec.cards import tower_card
+from bivrec.card_facts import card_facts, draw_training_curve
+from bivrec.cards import neutral_command, tower_card
 from bivrec.config import ModelConfig, model_config_from_dict
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
@@ -116,7 +117,7 @@ def tower_of_run(run: Run) -> TowerArtefact:
         "domain": {key: value for key, value in run.info.domain.items() if key != "path"},
         "started_from": run.info.started_from,
         "config": run.info.config,
-        "command": run.info.command,
+        "command": neutral_command(run.info.command),
         "versions": run.info.versions,
         "best_step": progress.best_step,
         "seconds": round(progress.seconds, 1),
@@ -132,14 +133,15 @@ def publish(run: Run, destination: str, *, overwrite: bool = False, private: boo
     `destination` is a folder, or `ORG/NAME` on the Hub (see `is_repository`).
     """
     tower = tower_of_run(run)
+    tower = dataclasses.replace(tower, training={**tower.training, **card_facts(run)})
     if not is_repository(destination):
         with new_folder(Path(destination), overwrite) as staging:
-            _write_artefact(staging, tower, Path(destination).name)
+            _write_artefact(staging, tower, Path(destination).name, draw_training_curve(run, staging))
         return str(Path(destination))
     try:
         huggingface_hub.create_repo(destination, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as staging:
-            _write_artefact(Path(staging), tower, destination)
+            _write_artefact(Path(staging), tower, destination, draw_training_curve(run, Path(staging)))
             commit = huggingface_hub.upload_folder(
                 repo_id=destination, folder_path=staging, commit_message="Publish a bivrec tower"
             )
@@ -156,7 +158,7 @@ def is_repository(name: str) -> bool:
     return bool(_REPOSITORY.fullmatch(name)) and name[0] not in "./~" and not Path(name.split("/")[0]).is_dir()
 
 
-def _write_artefact(folder: Path, tower: TowerArtefact, name: str) -> None:
+def _write_artefact(folder: Path, tower: TowerArtefact, name: str, picture: str | None) -> None:
     save_file(tower.weights, folder / WEIGHTS_FILE)
     write_json(
         folder / CONFIG_FILE,
@@ -168,7 +170,7 @@ def _write_artefact(folder: Path, tower: TowerArtefact, name: str) -> None:
             "training": tower.training,
         },
     )
-    card = tower_card(name, tower.config, tower.features, tower.training, tower.num_parameters)
+    card = tower_card(name, tower.config, tower.features, tower.training, tower.num_parameters, picture=picture)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
