@@ -35,8 +35,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """
     home = tmp_path / "hf"
     with HubServer() as server:
-        environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": OWNER, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        for name, value in environment.items():
+        for name, value in {
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": OWNER,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }.items():
             monkeypatch.setenv(name, value)
         # The client reads its environment once, when it is imported.
         for name, value in {
@@ -46,10 +51,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
             "HF_HUB_CACHE": str(home / "hub"),
             "HF_TOKEN_PATH": str(home / "token"),
             "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
             "HF_HUB_OFFLINE": False,
         }.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
-        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"):
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
             monkeypatch.delenv(name, raising=False)
         yield server
 

@@ -7,6 +7,7 @@
         hub.repository("org/name")         # branches, tags, pull_requests, commits, private, gated
         hub.fail("GET", "/lfs/", drop_after=1000)                   # cut the next such connection after 1000 bytes
         hub.fail("POST", "/commit/", status=503, times=2)           # answer 503 twice
+        hub.before("PUT", "/lfs/", action) # call action() when the next such request arrives
         hub.requests                       # "METHOD /path[ RANGE]" of every request, in order
 
 Both kinds of repository are served: model (the default) and dataset. The accounts are in hub_repositories.py: OWNER
@@ -47,6 +48,7 @@ class Fault:
     status: int | None
     drop_after: int | None
     headers: dict[str, str]
+    action: Callable[[], object] | None = None
 
 
 class HubServer:
@@ -128,6 +130,10 @@ class HubServer:
         """
         self.faults.append(Fault(method, re.compile(path), times, status, drop_after, headers or {}))
 
+    def before(self, method: str, path: str, action: Callable[[], object]) -> None:
+        """Do something, once, when such a request arrives."""
+        self.faults.append(Fault(method, re.compile(path), 1, None, None, {}, action))
+
     def fault_for(self, method: str, path: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
@@ -172,6 +178,8 @@ class Handler(BaseHTTPRequestHandler):
         self.fault = self.hub.fault_for(self.command, path)
         try:
             self.content = self.read_body()
+            if self.fault and self.fault.action:
+                self.fault.action()
             if self.fault and self.fault.status:
                 raise RefusalError(self.fault.status, "spoilt on demand", headers=self.fault.headers)
             with self.hub.lock:

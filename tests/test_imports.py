@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "memory": (),
     "files": ("errors",),
     "config": ("errors",),
+    "repository": ("errors",),
     "data": (*GROUND, "data"),
     "features": (*GROUND, "data.domain", "features"),
     "model": (*GROUND, "model"),
