@@ -31,6 +31,14 @@ FLOOR_NAMES = {
     "content-knn": "content-kNN",
     "recent-content-knn": "content-kNN, recent items weighted",
 }
+DROPPED_NAMES = {
+    "duplicate_interactions": "repeated interactions",
+    "k_core_users": "users by the k-core",
+    "k_core_items": "items by the k-core",
+    "k_core_interactions": "interactions by the k-core",
+    "items_without_interactions": "items without interactions",
+    "images_not_found": "names of images that are not there",
+}
 PROTOCOL = {
     "users": "those of the split, none of them trained on",
     "targets": "the last 20 % of a user's sequence",
@@ -95,7 +103,8 @@ def domain_card(name: str, info: DomainInfo) -> str:
             {"config_name": "items", "data_files": [{"split": "items", "path": f"items/{ARROW_FILE}"}]},
         ],
     )
-    return _render("domain.md.jinja", metadata=data.to_yaml(), name=name, info=info, terms=terms)
+    dropped = [f"{count:,} {DROPPED_NAMES[reason]}" for reason, count in info.dropped.items() if count]
+    return _render("domain.md.jinja", metadata=data.to_yaml(), name=name, info=info, terms=terms, dropped=dropped)
 
 
 def neutral_command(command: str) -> str:

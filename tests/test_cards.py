@@ -352,6 +352,11 @@ def test_a_data_card_names_files_that_exist(source: Domain) -> None:
     assert all((source.path / file["path"]).is_file() for entry in configs for file in entry["data_files"])
 
 
+def test_a_data_card_in_a_folder_does_not_speak_of_the_hub(source: Domain) -> None:
+    assert "hub:" not in domain_card("shop", source.info)
+    assert "bivrec evaluate shop " in domain_card("shop", source.info)
+
+
 def test_a_data_card_without_features(small_domain: Domain) -> None:
     card = domain_card("small", small_domain.info)
     assert "no item features" in card

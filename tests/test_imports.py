@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "files": ("errors",),
     "config": ("errors",),
     "repository": ("errors",),
-    "data": (*GROUND, "data"),
+    "data": (*GROUND, "repository", "data"),
     "features": (*GROUND, "data.domain", "features"),
     "model": (*GROUND, "model"),
     "evaluation": (*GROUND, "data", "features", "model", "evaluation"),
