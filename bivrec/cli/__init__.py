@@ -57,4 +57,6 @@ def main() -> None:
     """Transferable multimodal sequential recommendation (BiVRec, arXiv 2402.17334).
 
     Raw data -> prepare -> encode -> pretrain -> publish -> finetune --from-hub -> evaluate.
+
+    DOMAIN is a folder that `prepare` made, or hub:ORG/NAME[@REVISION] on the Hugging Face Hub.
     """
