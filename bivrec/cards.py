@@ -87,6 +87,8 @@ def domain_card(name: str, info: DomainInfo) -> str:
     """The README.md of a published Domain: metadata that `datasets.load_dataset` reads, and the text."""
     terms = terms_of(info.source, info.name)
     rows = sum(info.users.values())
+    # `datasets` cannot load a split without rows.
+    splits = [split for split in SPLITS if info.users[split]]
     data = DatasetCardData(
         pretty_name=info.name,
         license=terms.license,
@@ -98,13 +100,21 @@ def domain_card(name: str, info: DomainInfo) -> str:
             {
                 "config_name": "sequences",
                 "default": True,
-                "data_files": [{"split": split, "path": f"sequences/{split}/{ARROW_FILE}"} for split in SPLITS],
+                "data_files": [{"split": split, "path": f"sequences/{split}/{ARROW_FILE}"} for split in splits],
             },
             {"config_name": "items", "data_files": [{"split": "items", "path": f"items/{ARROW_FILE}"}]},
         ],
     )
     dropped = [f"{count:,} {DROPPED_NAMES[reason]}" for reason, count in info.dropped.items() if count]
-    return _render("domain.md.jinja", metadata=data.to_yaml(), name=name, info=info, terms=terms, dropped=dropped)
+    return _render(
+        "domain.md.jinja",
+        metadata=data.to_yaml(),
+        name=name,
+        info=info,
+        terms=terms,
+        splits=splits,
+        dropped=dropped,
+    )
 
 
 def neutral_command(command: str) -> str:

@@ -102,6 +102,19 @@ def test_datasets_reads_the_folder(source: Domain, tmp_path: Path) -> None:
     assert Domain.open(tmp_path / "shop").info.files == source.info.files
 
 
+def test_datasets_reads_a_domain_that_lacks_a_split(tmp_path: Path) -> None:
+    rows = [f"u{user},i{item},{item},{'train' if user < 8 else 'test'}" for user in range(10) for item in range(5)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["user_id,item_id,timestamp,split", *rows]) + "\n")
+    clicks = ("--interactions", tmp_path / "clicks.csv", "--split-column", "split")
+    run("prepare", "tables", *clicks, "--k-core", 0, "--to", tmp_path / "domain")
+    run("publish-domain", tmp_path / "domain", "--to", tmp_path / "shop")
+    loaded = in_subprocess("-c", LOAD, tmp_path / "shop", env={**os.environ, "HF_HOME": str(tmp_path / "hf")})
+    assert loaded.returncode == 0, loaded.stderr
+    expected = content(Domain.open(tmp_path / "domain"))
+    assert expected["users"].pop("validation") == []
+    assert json.loads(loaded.stdout) == expected
+
+
 def test_the_card_is_there(hub: HubServer, source: Domain) -> None:
     run("publish-domain", source.path, "--to", "org/shop", "--message", "first", "--tag", "v1")
     card = DatasetCard.load("org/shop")
