@@ -4,7 +4,7 @@ config.json         kind, architecture, feature specification, how it was traine
 model.safetensors   weights
 results.json        view -> metrics on the test users of the Domain of the training
 items.json          of a joint model: item ids, in the order of its ID table
-README.md           model card
+README.md           model card, which may show training_curve.png
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bivrec.artefact_config import (
     read_item_ids,
     read_results,
 )
-from bivrec.cards import tower_card
+from bivrec.cards import joint_card, tower_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
@@ -45,7 +45,7 @@ from bivrec.weights import read_weights, size_of, write_weights
 
 CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
 ITEMS_FILE, CARD_FILE = "items.json", "README.md"
-OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE, ITEMS_FILE)
+OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE, ITEMS_FILE, "training_curve.png")
 TOWER_PREFIX = "towers.mm."
 """Names of the weights of a joint model's multimodal tower begin so."""
 HEADER_ALLOWANCE = 1 << 20
@@ -140,14 +140,15 @@ class _Published:
                 overwrite_card=overwrite_card,
             )
 
-    def write(self, folder: Path, name: str) -> None:
-        """Fill an empty folder with the files of the model, its card under `name`."""
+    def write(self, folder: Path, name: str, picture: str | None = None) -> None:
+        """Write the files of the model into a folder; its card, under `name`, shows the `picture` beside it."""
         values = self._config.to_dict()
         results = values["training"].pop("results")
         write_weights(folder / WEIGHTS_FILE, self.weights)
         write_json(folder / CONFIG_FILE, values)
         write_json(folder / RESULTS_FILE, results)
-        card = tower_card(name, self.config, self.features, self.training, self.num_parameters)
+        render = tower_card if self._config.model_type == TOWER_TYPE else joint_card
+        card = render(name, self.config, self.features, self.training, self.num_parameters, picture=picture)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
@@ -291,9 +292,9 @@ class BiVRec(_Published):
         }
         return Tower(tower_config(self._config), weights, self.source)
 
-    def write(self, folder: Path, name: str) -> None:
-        """Fill an empty folder with the files of the model, its card under `name`."""
-        super().write(folder, name)
+    def write(self, folder: Path, name: str, picture: str | None = None) -> None:
+        """Write the files of the model into a folder; its card, under `name`, shows the `picture` beside it."""
+        super().write(folder, name, picture)
         write_json(folder / ITEMS_FILE, self.item_ids)
 
     def _check_catalogue(self, domain: Domain) -> None:

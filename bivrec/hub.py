@@ -8,14 +8,14 @@ from typing import Any, Unpack
 
 from bivrec.artefact import CARD_FILE, TOWER_PREFIX, BiVRec, PushOptions, Tower, push_files, tower_config
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
+from bivrec.card_facts import card_facts, draw_training_curve
+from bivrec.cards import neutral_command
 from bivrec.config import VIEWS
 from bivrec.errors import BivrecError
 from bivrec.files import new_folder, sha256
 from bivrec.repository import is_repository
 from bivrec.training.checkpoint import read_weights
 from bivrec.training.run import Run
-
-KINDS = ("tower", "joint")
 
 
 def tower_of_run(run: Run) -> Tower:
@@ -61,30 +61,30 @@ def publish(
     `destination` is a folder (which `overwrite` replaces), or `ORG/NAME` on the Hub (see `is_repository`), for which
     the other options are as of `push_to_hub`. Returns the folder, or the address of the commit or pull request.
     """
-    model = artefact_of_run(run, kind)
     if not is_repository(destination):
         with new_folder(Path(destination), overwrite) as staging:
-            write_files(run, model, staging, Path(destination).name)
+            _write(run, kind, staging, Path(destination).name)
         return str(Path(destination))
     with tempfile.TemporaryDirectory() as staging:
-        write_files(run, model, Path(staging), destination)
+        _write(run, kind, Path(staging), destination)
         pushed = push_files(Path(staging), destination, message, **options)
     return pushed.pull_request_url or pushed.url
 
 
-def write_files(run: Run, model: Tower | BiVRec, folder: Path, name: str) -> None:
-    """Fill an empty folder with what is published of a Run under `name`."""
-    model.write(folder, name)
-
-
 def preview(run: Run, name: str, kind: str | None = None) -> tuple[dict[str, int], str]:
     """What would be published: file -> bytes, and the card."""
-    model = artefact_of_run(run, kind)
     with tempfile.TemporaryDirectory() as staging:
-        write_files(run, model, Path(staging), name)
+        _write(run, kind, Path(staging), name)
         files = sorted(Path(staging).iterdir())
         card = (Path(staging) / CARD_FILE).read_text(encoding="utf-8")
         return {path.name: path.stat().st_size for path in files}, card
+
+
+def _write(run: Run, kind: str | None, folder: Path, name: str) -> None:
+    """Fill an empty folder with what is published of a Run under `name`."""
+    model = artefact_of_run(run, kind)
+    model.training.update(card_facts(run))
+    model.write(folder, name, picture=draw_training_curve(run, folder))
 
 
 def _config(run: Run) -> ArtefactConfig:
@@ -107,7 +107,7 @@ def _training(run: Run) -> dict[str, Any]:
         "domain": {key: value for key, value in run.info.domain.items() if key != "path"},
         "started_from": run.info.started_from,
         "config": run.info.config,
-        "command": run.info.command,
+        "command": neutral_command(run.info.command),
         "versions": run.info.versions,
         "best_step": progress.best_step,
         "seconds": round(progress.seconds, 1),

@@ -7,20 +7,14 @@ from pathlib import Path
 
 from bivrec.artefact import BiVRec as PublishedBiVRec
 from bivrec.artefact import load
-from bivrec.baselines.content_knn import ContentKNN
-from bivrec.baselines.item_knn import ItemKNN
-from bivrec.baselines.popularity import Popularity
+from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
-from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import tower_of_run
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.run import Run, domain_record
-
-FLOORS = ("popularity", "item-knn", "content-knn", "recent-content-knn")
-RECENT_DECAY = 0.4
 
 
 def named_scorers(
@@ -38,7 +32,7 @@ def named_scorers(
     that it was not trained on. Raises BivrecError for what cannot be opened, or does not fit the Domain.
     """
     for floor in floors:
-        yield floor, _fit_floor(floor, domain)
+        yield floor, fit_floor(floor, domain)
     for source in published:
         for name, scorer in _published(domain, source, view, zero_shot):
             yield f"{source.rstrip('/')} {name}", scorer
@@ -67,14 +61,3 @@ def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Itera
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:
     for name in rankable_views(model) if view == "all" else (view,):
         yield name, ModelScorer(model, name)
-
-
-def _fit_floor(name: str, domain: Domain) -> Scorer:
-    if name == "popularity":
-        return Popularity.fit(domain)
-    if name == "item-knn":
-        return ItemKNN.fit(domain)
-    if name in ("content-knn", "recent-content-knn"):
-        decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
-        return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)
-    raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")

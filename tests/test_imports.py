@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "repository": ("errors",),
     "weights": ("errors",),
     "artefact_config": (*GROUND, "data.domain"),
-    "data": (*GROUND, "data"),
+    "data": (*GROUND, "repository", "data"),
     "features": (*GROUND, "data.domain", "features"),
     "model": (*GROUND, "model"),
     "evaluation": (*GROUND, "data", "features", "model", "evaluation"),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, results_table
+from bivrec.cli.options import DOMAIN, FOLDER, results_table
 from bivrec.errors import BivrecError
 
 
 @click.command()
-@click.argument("domain", type=FOLDER)
+@click.argument("domain", type=DOMAIN)
 @click.option("--run", "runs", type=FOLDER, multiple=True, help="A Run; repeatable.")
 @click.option("--from-hub", "sources", metavar="MODEL", multiple=True,
               help="A published tower or joint model, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
@@ -28,7 +28,7 @@ from bivrec.errors import BivrecError
 @click.option("--plot", type=FOLDER, help="Write a picture of the recall (PNG).")
 @click.option("--per-user", type=FOLDER, help="New folder for one Parquet file of per-user metrics per row.")
 def evaluate(
-    domain: Path,
+    domain: Path | str,
     runs: tuple[Path, ...],
     sources: tuple[str, ...],
     floors: tuple[str, ...],

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
+from bivrec.cli.options import DOMAIN, FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
 
 
 @click.command()
-@click.argument("domain", type=FOLDER, required=False)
+@click.argument("domain", type=DOMAIN, required=False)
 @click.option("--from-hub", "source", metavar="MODEL",
               help="Published tower, or joint model (its tower): ORG/NAME[@revision], or a folder.")  # fmt: skip
 @click.option("--from-scratch", is_flag=True, help="Fresh weights in the tower's architecture, for comparison.")
@@ -28,7 +28,7 @@ from bivrec.errors import BivrecError
 @click.pass_context
 def finetune(
     ctx: click.Context,
-    domain: Path | None,
+    domain: Path | str | None,
     source: str | None,
     from_scratch: bool,
     path: Path,
@@ -54,7 +54,9 @@ def finetune(
         run = resume_run(path, track)
     else:
         if domain is None:
-            raise BivrecError("DOMAIN: expected the folder of a prepared Domain, or --resume")
+            raise BivrecError(
+                "DOMAIN: expected the folder of a prepared Domain or hub:ORG/NAME[@revision], or --resume"
+            )
         if source is None:
             raise BivrecError("--from-hub: expected a published tower, ORG/NAME or a folder; or use `bivrec pretrain`")
         if freeze_tower and freeze_steps:
