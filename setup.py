@@ -32,7 +32,7 @@ setup(
         "torch>=2.4",
         "accelerate>=1.0",
         "datasets>=3.0",
-        "huggingface-hub>=1.0",
+        "huggingface-hub>=2.4",
         "safetensors>=0.4.3",
         "click>=8.1",
         "jinja2>=3.1",

@@ -1,16 +1,20 @@
-"""Model cards, rendered from the templates of the folder model_cards/; an undefined variable is an error."""
+"""Model and data cards, rendered from the templates of the folder model_cards/; an undefined variable is an error."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from bivrec.config import ModelConfig
-from bivrec.data.domain import FeatureSpec
+from bivrec.data.domain import SPLITS, DomainInfo, FeatureSpec
+from bivrec.terms import terms_of
 
 TEMPLATES = "bivrec_model_cards"
 PAPER = "2402.17334"
@@ -20,49 +24,192 @@ METRIC_NAMES = {
     "ndcg_hits": "nDCG of hits (ComiRec's variant)",
     "hr": "Hit rate",
 }
+VIEW_NAMES = {"id": "ID view", "mm": "multimodal view", "both": "both views"}
+FLOOR_NAMES = {
+    "popularity": "most popular",
+    "item-knn": "item-kNN",
+    "content-knn": "content-kNN",
+    "recent-content-knn": "content-kNN, recent items weighted",
+}
+DROPPED_NAMES = {
+    "duplicate_interactions": "repeated interactions",
+    "k_core_users": "users by the k-core",
+    "k_core_items": "items by the k-core",
+    "k_core_interactions": "interactions by the k-core",
+    "items_without_interactions": "items without interactions",
+    "images_not_found": "names of images that are not there",
+}
+PROTOCOL = {
+    "users": "those of the split, none of them trained on",
+    "targets": "the last 20 % of a user's sequence",
+    "candidates": "the whole catalogue",
+    "seen_items": "not removed",
+}
+TAGS = ["recommendation", "sequential-recommendation", "multimodal", f"arxiv:{PAPER}"]
+# Item table and sequences lie in Arrow files, which `datasets` maps without converting them.
+ARROW_FILE = "data-00000-of-00001.arrow"
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def tower_card(
-    name: str, model: ModelConfig, features: Mapping[str, FeatureSpec], training: Mapping[str, Any], parameters: int
+    name: str,
+    model: ModelConfig,
+    features: Mapping[str, FeatureSpec],
+    training: Mapping[str, Any],
+    parameters: int,
+    *,
+    picture: str | None = None,
 ) -> str:
-    """The README.md of a published tower: metadata with a model-index, and the text."""
-    results = training["results"].get("mm", {})
+    """The README.md of a published tower: metadata with a model-index of the multimodal view, and the text.
+
+    training: an artefact's record of its training, with the facts of `card_facts` where they are known.
+    picture: the file beside the card that shows the training curve.
+    """
+    views = ["mm"] if "mm" in training["results"] else []
+    return _model_card("tower.md.jinja", name, model, features, training, parameters, picture, views)
+
+
+def joint_card(
+    name: str,
+    model: ModelConfig,
+    features: Mapping[str, FeatureSpec],
+    training: Mapping[str, Any],
+    parameters: int,
+    *,
+    picture: str | None = None,
+) -> str:
+    """The README.md of a published joint model; as `tower_card`, with every view in the model-index."""
+    views = list(training["results"])
+    return _model_card("joint.md.jinja", name, model, features, training, parameters, picture, views)
+
+
+def domain_card(name: str, info: DomainInfo) -> str:
+    """The README.md of a published Domain: metadata that `datasets.load_dataset` reads, and the text."""
+    terms = terms_of(info.source, info.name)
+    rows = sum(info.users.values())
+    # `datasets` cannot load a split without rows.
+    splits = [split for split in SPLITS if info.users[split]]
+    data = DatasetCardData(
+        pretty_name=info.name,
+        license=terms.license,
+        license_name=terms.license_name,
+        license_link=terms.license_link,
+        tags=["bivrec", *TAGS],
+        size_categories=[next((label for limit, label in SIZES if rows < limit), "1M<n<10M")],
+        configs=[
+            {
+                "config_name": "sequences",
+                "default": True,
+                "data_files": [{"split": split, "path": f"sequences/{split}/{ARROW_FILE}"} for split in splits],
+            },
+            {"config_name": "items", "data_files": [{"split": "items", "path": f"items/{ARROW_FILE}"}]},
+        ],
+    )
+    dropped = [f"{count:,} {DROPPED_NAMES[reason]}" for reason, count in info.dropped.items() if count]
+    return _render(
+        "domain.md.jinja",
+        metadata=data.to_yaml(),
+        name=name,
+        info=info,
+        terms=terms,
+        splits=splits,
+        dropped=dropped,
+    )
+
+
+def neutral_command(command: str) -> str:
+    """A command with absolute paths cut to their last part: they say where files lay, not what they were."""
+    return shlex.join(last_parts(word) for word in shlex.split(command))
+
+
+def last_parts(text: str) -> str:
+    """A word, or `key=value`, whose path is cut to its last part if it is absolute."""
+    return re.sub(r"(^|=)([~/].*)$", lambda found: found[1] + PurePosixPath(found[2]).name, text)
+
+
+def _model_card(
+    template: str,
+    name: str,
+    model: ModelConfig,
+    features: Mapping[str, FeatureSpec],
+    training: Mapping[str, Any],
+    parameters: int,
+    picture: str | None,
+    views: list[str],
+) -> str:
+    domain, started_from = training["domain"], _started_from(training["started_from"])
+    terms = terms_of(training.get("source"), domain["name"])
     data = ModelCardData(
         library_name="bivrec",
-        tags=["recommendation", "sequential-recommendation", "multimodal", "transfer-learning", f"arxiv:{PAPER}"],
+        # The Hub knows no task of recommendation, and refuses names that it does not know.
+        pipeline_tag="other",
+        tags=[*TAGS, "transfer-learning"],
+        datasets=[_dataset(training.get("dataset"), domain["name"])],
+        license=terms.license,
+        license_name=terms.license_name,
+        license_link=terms.license_link,
+        # The frozen encoders are no base models: none of their weights is here, and none was changed.
+        base_model=started_from["repository"] if started_from else None,
         model_name=name,
-        eval_results=[_evaluation(metric, value, training["domain"]["name"]) for metric, value in results.items()]
-        or None,
-    )
+        eval_results=[_evaluation(view, metric, value, domain) for view in views for metric, value in
+                      training["results"][view].items()] or None,
+    )  # fmt: skip
     return _render(
-        "tower.md.jinja",
+        template,
         metadata=data.to_yaml(),
         name=name,
         model=model,
         features=features,
-        training=training,
+        training={**training, "command": neutral_command(training["command"])},
+        started_from=started_from,
+        dataset=training.get("dataset"),
+        source=training.get("source"),
+        hardware=training.get("hardware"),
+        floors=training.get("floors"),
+        terms=terms,
         parameters=parameters,
-        metric_names=METRIC_NAMES,
+        picture=picture,
+        view_names=VIEW_NAMES,
+        floor_names=FLOOR_NAMES,
     )
 
 
-def _evaluation(metric: str, value: float, domain: str) -> EvalResult:
+def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any]) -> EvalResult:
     kind, _, k = metric.partition("@")
     return EvalResult(
         task_type="sequential-recommendation",
-        task_name="Sequential recommendation, full ranking, multimodal view",
-        dataset_type=domain,
-        dataset_name=domain,
+        task_name="Sequential recommendation",
+        dataset_type=domain["name"],
+        dataset_name=domain["name"],
         dataset_split="test",
+        dataset_args={**PROTOCOL, "test_users": domain["users"]["test"], "items": domain["num_items"]},
         metric_type=metric,
-        metric_name=f"{METRIC_NAMES[kind]} at {k}",
+        metric_name=f"{METRIC_NAMES[kind]} at {k}, {VIEW_NAMES[view]}",
+        metric_config=view,
         metric_value=value,
     )
 
 
+def _started_from(origin: Mapping[str, Any] | None) -> dict[str, str | None] | None:
+    """The tower that was finetuned, with its repository on the Hub if it came from there, and without local paths."""
+    if origin is None:
+        return None
+    revision = origin["revision"]
+    name = str(origin["name"]).partition("@")[0] if revision else last_parts(str(origin["name"]))
+    return {"name": name, "revision": revision, "repository": name if revision else None, "sha256": origin["sha256"]}
+
+
+def _dataset(repository: str | None, name: str) -> str:
+    """Of a Domain that is not on the Hub its name, so that models of one data set are found by it."""
+    return repository.partition("@")[0] if repository else re.sub(r"[^\w.-]+", "-", name)
+
+
 def _render(template: str, **values: Any) -> str:
-    source = (resources.files(TEMPLATES) / template).read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FunctionLoader(lambda name: (resources.files(TEMPLATES) / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return environment.from_string(source).render(**values)
+    return environment.get_template(template).render(**values)

@@ -21,6 +21,9 @@ from bivrec.errors import BivrecError
 
 MODALITIES = ("text", "image")
 VIEWS = ("id", "mm")
+MOST_STAGES = 64
+"""Scales, or clustering stages, of a model. Like the greatest values below, far beyond any use: a configuration
+that was taken from anywhere must not ask for more modules than fit into memory."""
 
 T = TypeVar("T")
 
@@ -41,12 +44,14 @@ def _setting(
 class ModelConfig:
     """Architecture of a tower (both views share it) and of the two views together."""
 
-    hidden_size: int = _setting(64, "width D of items, tokens and interests", low=2)
-    num_layers: int = _setting(2, "transformer layers with Gaussian attention", low=0)
-    num_heads: int = _setting(2, "attention heads; must divide hidden_size", low=1)
+    hidden_size: int = _setting(64, "width D of items, tokens and interests", low=2, high=1 << 14)
+    num_layers: int = _setting(2, "transformer layers with Gaussian attention", low=0, high=256)
+    num_heads: int = _setting(2, "attention heads; must divide hidden_size", low=1, high=1 << 14)
     dropout: float = _setting(0.2, "dropout of embeddings, attention and MLP", low=0.0, high=0.95)
-    max_history: int = _setting(50, "most recent items of a history that are read (N)", low=1)
-    scales: tuple[int, ...] = _setting((4,), "window sizes of the coarser scales beside scale 1 (Eq. 1-3)", low=2)
+    max_history: int = _setting(50, "most recent items of a history that are read (N)", low=1, high=1 << 16)
+    scales: tuple[int, ...] = _setting(
+        (4,), "window sizes of the coarser scales beside scale 1 (Eq. 1-3)", low=2, high=1 << 16
+    )
     positions: str = _setting(
         "age",
         "age: an embedding for each number of items that followed (the paper); "
@@ -58,8 +63,10 @@ class ModelConfig:
         "Gaussian attention: product (Eq. 6), bias (log-prior added to the logits) or none",
         choices=("product", "bias", "none"),
     )
-    num_interests: tuple[int, ...] = _setting((4,), "interests after each clustering stage; the last is K", low=1)
-    interests_per_item: int = _setting(1, "interests F that an item may belong to (Eq. 8)", low=1)
+    num_interests: tuple[int, ...] = _setting(
+        (4,), "interests after each clustering stage; the last is K", low=1, high=1 << 12
+    )
+    interests_per_item: int = _setting(1, "interests F that an item may belong to (Eq. 8)", low=1, high=1 << 12)
     assignment: str = _setting(
         "gumbel-hard",
         "how items choose interests (Eq. 8-10)",
@@ -281,6 +288,9 @@ def _contradictions(config: Config) -> list[str]:
     faults = []
     if model.hidden_size % model.num_heads:
         faults.append(f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}")
+    for name, count in (("scales", len(model.scales)), ("num_interests", len(model.num_interests))):
+        if count > MOST_STAGES:
+            faults.append(f"model.{name}: {count} values, expected at most {MOST_STAGES}")
     if not model.num_interests:
         faults.append("model.num_interests: expected at least one clustering stage, for example [4]")
     elif model.interests_per_item > min(model.num_interests):

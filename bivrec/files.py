@@ -67,7 +67,8 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BivrecError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    # Nesting too deep, and integers too long, are faults of the file as well.
+    except (ValueError, RecursionError) as fault:
         raise BivrecError(f"{path}: not valid JSON ({fault}); the file is damaged, make it again") from None
 
 

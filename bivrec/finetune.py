@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bivrec.artefact import Tower
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.hub import TowerArtefact
 from bivrec.model.bivrec import BiVRec, id_tower
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
@@ -25,7 +25,7 @@ FREE_MODEL_SETTINGS = (
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 
 
-def finetune_config(recipe: Mapping[str, Any], tower: TowerArtefact) -> Config:
+def finetune_config(recipe: Mapping[str, Any], tower: Tower) -> Config:
     """The configuration of a finetuning: the recipe's, with the architecture of the tower.
 
     Raises BivrecError if the recipe asks for another architecture than the tower has.
@@ -50,7 +50,7 @@ def finetune(
     domain: Domain,
     path: Path,
     config: Config,
-    tower: TowerArtefact,
+    tower: Tower,
     *,
     from_scratch: bool = False,
     overwrite: bool = False,
@@ -71,7 +71,7 @@ def finetune(
     def make_model() -> BiVRec:
         if from_scratch:
             return fresh_model(config, domain, features, reader=str(tower.source["name"]))
-        adapted = dataclasses.replace(tower, config=config.model).attach(domain)
+        adapted = tower.clone(config.model).attach(domain).train()
         if "id" not in views:
             return BiVRec({"mm": adapted})
         return BiVRec({"id": id_tower(config.model, domain.num_items), "mm": adapted})
@@ -90,7 +90,7 @@ def finetune(
     )
 
 
-def zero_shot_model(domain: Domain, tower: TowerArtefact) -> BiVRec:
+def zero_shot_model(domain: Domain, tower: Tower) -> BiVRec:
     """The tower alone on a Domain that it was never trained on."""
     return BiVRec({"mm": tower.attach(domain)})
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bivrec.baselines.floors import FLOORS
 from bivrec.errors import BivrecError
 from bivrec.files import new_file
-from bivrec.scorers import FLOORS
 from bivrec.training.run import Run
 
 
@@ -28,16 +28,15 @@ def plot_comparison(path: Path, results: Mapping[str, Mapping[str, float]], metr
     _save(figure, path)
 
 
-def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str) -> None:
-    """Validation curves of Runs over optimiser steps, one line per Run (its selection view); PNG."""
+def plot_training(path: Path, run: Run, metric: str, title: str) -> None:
+    """The validation metric of a Run's views over optimiser steps, and the step of the best weights; PNG."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, run in runs.items():
-        views = {line["view"] for line in run.metrics() if line["split"] == "validation"}
-        wanted = run.config.training.selection_view
-        shown = wanted if wanted in views else next(iter(views), wanted)
-        points = [line for line in run.metrics() if line["split"] == "validation" and line["view"] == shown]
-        axes.plot([p["step"] for p in points], [100 * p[metric] for p in points], marker="o", markersize=3, label=name)
+    lines = [line for line in run.metrics() if line["split"] == "validation"]
+    for view in dict.fromkeys(line["view"] for line in lines):
+        points = [line for line in lines if line["view"] == view]
+        axes.plot([p["step"] for p in points], [100 * p[metric] for p in points], marker="o", markersize=3, label=view)
+    axes.axvline(run.progress().best_step, color="#b0b0b0", linestyle="--", linewidth=1, label="best weights")
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel(f"validation {metric} (%)")
     axes.set_title(title)

@@ -38,8 +38,8 @@ def with_features_of(domain: Domain, config: Config) -> tuple[Config, dict[str, 
     absent = [name for name in modalities if name not in domain.info.features] or ([] if modalities else ["item"])
     if absent:
         raise BivrecError(
-            f"{domain.path}: no {' and '.join(absent)} features for the multimodal view; run `bivrec encode "
-            f"{domain.path}`, or train the ID view alone with --views id"
+            f"{domain.location}: no {' and '.join(absent)} features for the multimodal view; run `bivrec encode "
+            f"{domain.location}`, or train the ID view alone with --views id"
         )
     model = dataclasses.replace(config.model, modalities=modalities)
     return dataclasses.replace(config, model=model), {name: domain.info.features[name] for name in modalities}

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bivrec.baselines.content_knn import ContentKNN
-from bivrec.baselines.item_knn import ItemKNN
-from bivrec.baselines.popularity import Popularity
+from bivrec.artefact import BiVRec as PublishedBiVRec
+from bivrec.artefact import load
+from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
-from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
-from bivrec.hub import load_tower, tower_of_run
+from bivrec.hub import tower_of_run
 from bivrec.model.bivrec import BiVRec
-from bivrec.training.run import Run
-
-FLOORS = ("popularity", "item-knn", "content-knn", "recent-content-knn")
-RECENT_DECAY = 0.4
+from bivrec.training.run import Run, domain_record
 
 
 def named_scorers(
     domain: Domain,
     runs: Sequence[Path] = (),
-    towers: Sequence[str] = (),
+    published: Sequence[str] = (),
     floors: Sequence[str] = (),
     *,
     view: str = "all",
@@ -32,13 +28,14 @@ def named_scorers(
 ) -> Iterator[tuple[str, Scorer]]:
     """Names and scorers for `domain`, one at a time so that only one model is in memory.
 
-    view: id, mm, both, or all that a model has. zero_shot: of the Runs, use the tower alone, on a Domain that it was
-    not trained on. Raises BivrecError for what cannot be opened, or does not fit the Domain.
+    view: id, mm, both, or all that a model has. zero_shot: of Runs and joint models, use the tower alone, on a Domain
+    that it was not trained on. Raises BivrecError for what cannot be opened, or does not fit the Domain.
     """
     for floor in floors:
-        yield floor, _fit_floor(floor, domain)
-    for source in towers:
-        yield f"{source.rstrip('/')} zero-shot", ModelScorer(zero_shot_model(domain, load_tower(source)), "mm")
+        yield floor, fit_floor(floor, domain)
+    for source in published:
+        for name, scorer in _published(domain, source, view, zero_shot):
+            yield f"{source.rstrip('/')} {name}", scorer
     names = [path.name for path in runs]
     for path in runs:
         run = Run.open(path)
@@ -50,17 +47,17 @@ def named_scorers(
                 yield f"{name_of_run} {name}", scorer
 
 
+def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Iterator[tuple[str, Scorer]]:
+    model = load(source)
+    if isinstance(model, PublishedBiVRec):
+        if not zero_shot:
+            yield from _views(model.attach(domain), view)
+            return
+        model = model.tower
+    own = model.catalogue == domain_record(domain)["catalogue"] and not zero_shot
+    yield "mm" if own else "zero-shot", ModelScorer(zero_shot_model(domain, model), "mm")
+
+
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:
     for name in rankable_views(model) if view == "all" else (view,):
         yield name, ModelScorer(model, name)
-
-
-def _fit_floor(name: str, domain: Domain) -> Scorer:
-    if name == "popularity":
-        return Popularity.fit(domain)
-    if name == "item-knn":
-        return ItemKNN.fit(domain)
-    if name in ("content-knn", "recent-content-knn"):
-        decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
-        return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)
-    raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")

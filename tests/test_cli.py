@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from stages import bivrec, in_subprocess, new_run, same, settings, tower_weights, weights
 
+from bivrec.artefact import Tower
 from bivrec.cli import COMMANDS, main
 from bivrec.cli.quickstart import commands as quickstart_commands
 from bivrec.data.domain import Domain
-from bivrec.hub import load_tower
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -79,7 +79,7 @@ def test_pretrain_reports_the_test_users(chain: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_is_recorded(chain: Path) -> None:
-    assert Run.open(chain / "finetuned").info.started_from == load_tower(str(chain / "tower")).source
+    assert Run.open(chain / "finetuned").info.started_from == Tower.from_pretrained(str(chain / "tower")).source
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_options_that_leave_the_tower_as_it_is(
     )
     run = Run.open(tmp_path / "run")
     assert {key: getattr(run.config.training, key) for key in expected} == expected
-    assert same(tower_weights(run), load_tower(str(chain / "tower")).weights)
+    assert same(tower_weights(run), Tower.from_pretrained(str(chain / "tower")).weights)
 
 
 def test_from_scratch(chain: Path, tmp_path: Path) -> None:
@@ -488,4 +488,7 @@ def test_a_folder_without_permission(chain: Path, tmp_path: Path) -> None:
 
 
 def test_best_weights_are_what_a_command_publishes(chain: Path) -> None:
-    assert same(load_tower(str(chain / "tower")).weights, weights(Run.open(chain / "pretrained"), "best", "towers.mm."))
+    assert same(
+        Tower.from_pretrained(str(chain / "tower")).weights,
+        weights(Run.open(chain / "pretrained"), "best", "towers.mm."),
+    )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from stages import TINY, interrupt_at, same, tower_weights, weights
 
+from bivrec.artefact import Tower
 from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
@@ -14,7 +15,6 @@ from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import FREE_MODEL_SETTINGS, finetune, finetune_config, zero_shot_model
-from bivrec.hub import TowerArtefact, load_tower
 from bivrec.model.bivrec import BiVRec
 from bivrec.pretrain import resume
 from bivrec.training.run import Run
@@ -23,8 +23,8 @@ pytest_plugins = ("stage_fixtures",)
 
 
 @pytest.fixture(scope="module")
-def artefact(tower: Path) -> TowerArtefact:
-    return load_tower(str(tower))
+def artefact(tower: Path) -> Tower:
+    return Tower.from_pretrained(str(tower))
 
 
 def recipe(**training: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def prepared_model(
     monkeypatch: pytest.MonkeyPatch,
     domain: Domain,
     config: Config,
-    artefact: TowerArtefact,
+    artefact: Tower,
     *,
     from_scratch: bool = False,
 ) -> BiVRec:
@@ -54,7 +54,7 @@ def prepared_model(
 
 
 def test_the_multimodal_tower_is_the_published_one_and_the_id_tower_is_fresh(
-    monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: TowerArtefact, pretrained: Run
+    monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: Tower, pretrained: Run
 ) -> None:
     model = prepared_model(monkeypatch, target, finetune_config(recipe(), artefact), artefact)
     assert model.views == ("id", "mm")
@@ -70,7 +70,7 @@ def test_the_multimodal_tower_is_the_published_one_and_the_id_tower_is_fresh(
     torch.testing.assert_close(vectors.detach(), expected)
 
 
-def test_the_tower_alone(monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: TowerArtefact) -> None:
+def test_the_tower_alone(monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: Tower) -> None:
     config = finetune_config(recipe(views=["mm"]), artefact)
     model = prepared_model(monkeypatch, target, config, artefact)
     assert model.views == ("mm",)
@@ -78,7 +78,7 @@ def test_the_tower_alone(monkeypatch: pytest.MonkeyPatch, target: Domain, artefa
 
 
 def test_from_scratch_has_the_same_architecture_and_other_weights(
-    monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: TowerArtefact
+    monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: Tower
 ) -> None:
     config = finetune_config(recipe(), artefact)
     scratch = dict(prepared_model(monkeypatch, target, config, artefact, from_scratch=True).state_dict())
@@ -93,7 +93,7 @@ def test_from_scratch_has_the_same_architecture_and_other_weights(
 # Configuration
 
 
-def test_the_architecture_is_that_of_the_tower(artefact: TowerArtefact) -> None:
+def test_the_architecture_is_that_of_the_tower(artefact: Tower) -> None:
     config = finetune_config(recipe(steps=7), artefact)
     assert config.model == artefact.config
     assert config.training.steps == 7
@@ -104,14 +104,14 @@ def test_the_architecture_is_that_of_the_tower(artefact: TowerArtefact) -> None:
     ("key", "value"),
     [("hidden_size", 16), ("num_layers", 3), ("scales", [2]), ("readout", "prefix"), ("modalities", ["text"])],
 )
-def test_another_architecture_is_refused(artefact: TowerArtefact, key: str, value: Any) -> None:
+def test_another_architecture_is_refused(artefact: Tower, key: str, value: Any) -> None:
     with pytest.raises(BivrecError, match=f"model.{key}: the tower has .*, the recipe .*; leave these keys") as caught:
         finetune_config({"model": {key: value}}, artefact)
     assert str(artefact.source["name"]) in str(caught.value)
     assert repr(value) in str(caught.value)
 
 
-def test_the_same_architecture_may_be_named(artefact: TowerArtefact) -> None:
+def test_the_same_architecture_may_be_named(artefact: Tower) -> None:
     named = json.loads(json.dumps(Config(model=artefact.config).to_dict()))
     assert finetune_config(named, artefact).model == artefact.config
 
@@ -119,7 +119,7 @@ def test_the_same_architecture_may_be_named(artefact: TowerArtefact) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("dropout", 0.5), ("assignment", "softmax-hard"), ("assignment_temperature", 0.3)]
 )
-def test_what_weights_do_not_depend_on_may_change(artefact: TowerArtefact, key: str, value: Any) -> None:
+def test_what_weights_do_not_depend_on_may_change(artefact: Tower, key: str, value: Any) -> None:
     assert key in FREE_MODEL_SETTINGS
     assert getattr(finetune_config({"model": {key: value}}, artefact).model, key) == value
 
@@ -127,14 +127,12 @@ def test_what_weights_do_not_depend_on_may_change(artefact: TowerArtefact, key: 
 @pytest.mark.parametrize(
     "values", [{"model": {"hiden_size": 8}}, {"model": [1]}, {"model": "wide"}, {"modle": {}}, {"training": 3}]
 )
-def test_faulty_recipes(artefact: TowerArtefact, values: dict[str, Any]) -> None:
+def test_faulty_recipes(artefact: Tower, values: dict[str, Any]) -> None:
     with pytest.raises(BivrecError, match=r"unknown key|expected keys and values"):
         finetune_config(values, artefact)
 
 
-def test_from_scratch_no_tower_is_frozen_and_none_is_named(
-    artefact: TowerArtefact, target: Domain, tmp_path: Path
-) -> None:
+def test_from_scratch_no_tower_is_frozen_and_none_is_named(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     config = finetune_config(recipe(steps=1, tower_learning_rate=0.0), artefact)
     run = finetune(target, tmp_path / "run", config, artefact, from_scratch=True)
     assert run.info.started_from is None
@@ -142,22 +140,20 @@ def test_from_scratch_no_tower_is_frozen_and_none_is_named(
     assert not same(tower_weights(run), artefact.weights)
 
 
-def test_the_id_view_alone_only_from_scratch(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+def test_the_id_view_alone_only_from_scratch(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     config = finetune_config(recipe(steps=1, views=["id"]), artefact)
     run = finetune(target, tmp_path / "run", config, artefact, from_scratch=True)
     assert set(run.results()) == {"id"}
 
 
-def test_a_tower_without_the_multimodal_view(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+def test_a_tower_without_the_multimodal_view(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     config = finetune_config(recipe(views=["id"]), artefact)
     with pytest.raises(BivrecError, match="finetuning a tower needs the multimodal view"):
         finetune(target, tmp_path / "run", config, artefact)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_contract_mismatch_leaves_nothing_behind(
-    artefact: TowerArtefact, small_domain: Domain, tmp_path: Path
-) -> None:
+def test_a_contract_mismatch_leaves_nothing_behind(artefact: Tower, small_domain: Domain, tmp_path: Path) -> None:
     with pytest.raises(BivrecError, match="features differ"):
         finetune(small_domain, tmp_path / "run", finetune_config(recipe(), artefact), artefact)
     assert list(tmp_path.iterdir()) == []
@@ -166,7 +162,7 @@ def test_a_contract_mismatch_leaves_nothing_behind(
 # Training
 
 
-def test_a_finetuning_ends_as_a_run_on_the_target(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+def test_a_finetuning_ends_as_a_run_on_the_target(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     run = finetune(target, tmp_path / "run", finetune_config(recipe(), artefact), artefact)
     assert run.info.stage == "finetune"
     assert run.info.started_from == artefact.source
@@ -188,14 +184,14 @@ FROZEN = {
 
 @pytest.mark.parametrize("training", FROZEN.values(), ids=FROZEN)
 def test_a_frozen_tower_is_not_changed(
-    artefact: TowerArtefact, target: Domain, tmp_path: Path, training: dict[str, Any]
+    artefact: Tower, target: Domain, tmp_path: Path, training: dict[str, Any]
 ) -> None:
     config = finetune_config(recipe(steps=3, weight_decay=0.1, **training), artefact)
     run = finetune(target, tmp_path / "run", config, artefact)
     assert same(tower_weights(run), artefact.weights)
 
 
-def test_the_rest_learns_beside_a_frozen_tower(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+def test_the_rest_learns_beside_a_frozen_tower(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     runs = []
     for steps in (1, 3):
         config = finetune_config(recipe(steps=steps, frozen_tower_steps=-1), artefact)
@@ -206,14 +202,12 @@ def test_the_rest_learns_beside_a_frozen_tower(artefact: TowerArtefact, target: 
         assert any(not torch.equal(early[name], late[name]) for name in early if name.startswith(part))
 
 
-def test_a_tower_thaws(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+def test_a_tower_thaws(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     config = finetune_config(recipe(steps=4, frozen_tower_steps=3), artefact)
     assert not same(tower_weights(finetune(target, tmp_path / "run", config, artefact)), artefact.weights)
 
 
-def test_a_small_learning_rate_changes_the_tower_little(
-    artefact: TowerArtefact, target: Domain, tmp_path: Path
-) -> None:
+def test_a_small_learning_rate_changes_the_tower_little(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     changes = []
     for rate in (1e-2, 1e-5):
         config = finetune_config(recipe(tower_learning_rate=rate), artefact)
@@ -222,7 +216,7 @@ def test_a_small_learning_rate_changes_the_tower_little(
     assert 0 < changes[1] < changes[0] / 100
 
 
-def test_nothing_left_to_train_is_an_error(artefact: TowerArtefact, target: Domain, tmp_path: Path) -> None:
+def test_nothing_left_to_train_is_an_error(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     config = finetune_config(recipe(views=["mm"], frozen_tower_steps=-1), artefact)
     with pytest.raises(BivrecError, match="frozen"):
         finetune(target, tmp_path / "run", config, artefact)
@@ -230,7 +224,7 @@ def test_nothing_left_to_train_is_an_error(artefact: TowerArtefact, target: Doma
 
 @pytest.mark.parametrize("frozen", [0, 3, -1])
 def test_a_resumed_finetuning_continues_bit_for_bit(
-    artefact: TowerArtefact, target: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: int
+    artefact: Tower, target: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: int
 ) -> None:
     config = finetune_config(recipe(steps=6, frozen_tower_steps=frozen, tower_learning_rate=1e-3), artefact)
     straight = finetune(target, tmp_path / "straight", config, artefact)
@@ -244,9 +238,7 @@ def test_a_resumed_finetuning_continues_bit_for_bit(
 # Zero-shot
 
 
-def test_zero_shot_needs_no_training_and_no_interactions(
-    artefact: TowerArtefact, target: Domain, source: Domain
-) -> None:
+def test_zero_shot_needs_no_training_and_no_interactions(artefact: Tower, target: Domain, source: Domain) -> None:
     model = zero_shot_model(target, artefact)
     assert not set(source.item_ids()) & set(target.item_ids())
     assert same(dict(model.tower("mm").state_dict()), artefact.weights)
@@ -257,7 +249,7 @@ def test_zero_shot_needs_no_training_and_no_interactions(
 
 
 def test_zero_shot_reads_the_items_of_the_target_by_their_content(
-    artefact: TowerArtefact, target: Domain, tmp_path: Path
+    artefact: Tower, target: Domain, tmp_path: Path
 ) -> None:
     shutil.copytree(target.path, tmp_path / "copy")
     other = Domain.open(tmp_path / "copy")

@@ -15,6 +15,7 @@ COMMANDS = {
     "encode": ("encode", "Add frozen text and image features to a Domain."),
     "pretrain": ("pretrain", "Train both views on a source Domain (stage 1)."),
     "publish": ("publish", "Publish a Run's tower to a folder or the Hugging Face Hub."),
+    "publish-domain": ("publish_domain", "Publish a Domain as a data set, to a folder or the Hugging Face Hub."),
     "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
     "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
@@ -29,7 +30,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"bivrec.cli.{COMMANDS[name][0]}"), name)
+        module = COMMANDS[name][0]
+        command: click.Command = getattr(importlib.import_module(f"bivrec.cli.{module}"), module)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -55,4 +57,6 @@ def main() -> None:
     """Transferable multimodal sequential recommendation (BiVRec, arXiv 2402.17334).
 
     Raw data -> prepare -> encode -> pretrain -> publish -> finetune --from-hub -> evaluate.
+
+    DOMAIN is a folder that `prepare` made, or hub:ORG/NAME[@REVISION] on the Hugging Face Hub.
     """

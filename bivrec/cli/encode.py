@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bivrec.cli.options import DOMAIN
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("domain", type=FILE)
+@click.argument("domain", type=DOMAIN)
 @click.option("--text", metavar="ENCODER", help="Hub id (MODEL or MODEL@REVISION), folder, or `hashing`.")
 @click.option("--image", metavar="ENCODER", help="Hub id (MODEL or MODEL@REVISION), folder, or `descriptor`.")
 @click.option("--text-features", type=FILE, help="Text features computed elsewhere; --text then names their encoder.")
@@ -34,7 +35,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--half", is_flag=True, help="Store float16.")
 @click.option("--device", help="Torch device; a GPU if there is one.", default=None)
 def encode(
-    domain: Path,
+    domain: Path | str,
     text: str | None,
     image: str | None,
     text_features: Path | None,
@@ -62,6 +63,8 @@ def encode(
     from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 
     opened = Domain.open(domain)
+    # Before an encoder is loaded.
+    opened.check_writable()
     if not (text or image or text_features or image_features):
         table = opened.item_table()
         text = TEXT_ENCODER if any(table["text"]) or any(table["title"]) else None

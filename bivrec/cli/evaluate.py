@@ -7,18 +7,18 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, results_table
+from bivrec.cli.options import DOMAIN, FOLDER, results_table
 from bivrec.errors import BivrecError
 
 
 @click.command()
-@click.argument("domain", type=FOLDER)
+@click.argument("domain", type=DOMAIN)
 @click.option("--run", "runs", type=FOLDER, multiple=True, help="A Run; repeatable.")
-@click.option("--from-hub", "sources", metavar="TOWER", multiple=True,
-              help="A published tower, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
+@click.option("--from-hub", "sources", metavar="MODEL", multiple=True,
+              help="A published tower or joint model, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
 @click.option("--floor", "floors", multiple=True, help="A method without training; repeatable.",
               type=click.Choice(["popularity", "item-knn", "content-knn", "recent-content-knn"]))  # fmt: skip
-@click.option("--zero-shot", is_flag=True, help="Use the tower of a Run on a DOMAIN that it was not trained on.")
+@click.option("--zero-shot", is_flag=True, help="Use the tower alone on a DOMAIN that it was not trained on.")
 @click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")
 @click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(20,), help="List length; repeatable.")
@@ -28,7 +28,7 @@ from bivrec.errors import BivrecError
 @click.option("--plot", type=FOLDER, help="Write a picture of the recall (PNG).")
 @click.option("--per-user", type=FOLDER, help="New folder for one Parquet file of per-user metrics per row.")
 def evaluate(
-    domain: Path,
+    domain: Path | str,
     runs: tuple[Path, ...],
     sources: tuple[str, ...],
     floors: tuple[str, ...],
@@ -44,8 +44,9 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue of DOMAIN for the users of a split.
 
-    Each --run, --from-hub and --floor gives one row per view. A published tower has not seen DOMAIN: its rows are
-    zero-shot.
+    Each --run, --from-hub and --floor gives one row per view. A Run and a published joint model rank the catalogue
+    that they were trained on; with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot
+    on every DOMAIN but that of its training.
     """
     from bivrec.data.domain import Domain
     from bivrec.evaluation.protocol import EvaluationUsers

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
+from bivrec.cli.options import DOMAIN, FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
 
 
 @click.command()
-@click.argument("domain", type=FOLDER, required=False)
-@click.option("--from-hub", "source", metavar="TOWER", help="Published tower: ORG/NAME[@revision], or a folder.")
+@click.argument("domain", type=DOMAIN, required=False)
+@click.option("--from-hub", "source", metavar="MODEL",
+              help="Published tower, or joint model (its tower): ORG/NAME[@revision], or a folder.")  # fmt: skip
 @click.option("--from-scratch", is_flag=True, help="Fresh weights in the tower's architecture, for comparison.")
 @click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
 @click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file.")
@@ -27,7 +28,7 @@ from bivrec.errors import BivrecError
 @click.pass_context
 def finetune(
     ctx: click.Context,
-    domain: Path | None,
+    domain: Path | str | None,
     source: str | None,
     from_scratch: bool,
     path: Path,
@@ -43,8 +44,8 @@ def finetune(
 ) -> None:
     """Attach a fresh ID tower to a published tower and train both views on the target DOMAIN (stage 2)."""
     from bivrec import finetune as stage
+    from bivrec.artefact import Tower
     from bivrec.data.domain import Domain
-    from bivrec.hub import load_tower
     from bivrec.pretrain import resume as resume_run
     from bivrec.recipes import read_recipe
 
@@ -53,7 +54,9 @@ def finetune(
         run = resume_run(path, track)
     else:
         if domain is None:
-            raise BivrecError("DOMAIN: expected the folder of a prepared Domain, or --resume")
+            raise BivrecError(
+                "DOMAIN: expected the folder of a prepared Domain or hub:ORG/NAME[@revision], or --resume"
+            )
         if source is None:
             raise BivrecError("--from-hub: expected a published tower, ORG/NAME or a folder; or use `bivrec pretrain`")
         if freeze_tower and freeze_steps:
@@ -68,7 +71,7 @@ def finetune(
             trained = "[id, mm]" if views == "both" else f"[{views}]"
             overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")
         opened = Domain.open(domain)
-        tower = load_tower(source)
+        tower = Tower.from_pretrained(source)
         config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     echo_results(run)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -13,13 +15,64 @@ from bivrec.errors import BivrecError
 if TYPE_CHECKING:
     from bivrec.training.run import Run
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
+ON_THE_HUB = re.compile(r"hub:[\w.-]+/[\w.-]+(@[^@\s]+)?")
+
+
+class _DomainType(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes no arguments
+    """What `Domain.open` takes: a folder, or a Domain on the Hub."""
+
+    name = "domain"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        if not str(value).startswith("hub:"):
+            return Path(value)
+        if not ON_THE_HUB.fullmatch(value):
+            self.fail(f"{value}: expected a folder or hub:ORG/NAME[@REVISION]", param, ctx)
+        return str(value)
+
+
+DOMAIN = _DomainType()
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. model.hidden_size=128."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+push_options = (
+    click.option("--private", is_flag=True, help="Make a new repository on the Hub private."),
+    click.option("--revision", metavar="BRANCH", help="Branch on the Hub; made if there is none.  [default: main]"),
+    click.option("--message", help="Message of the commit on the Hub."),
+    click.option("--create-pr", is_flag=True, help="Propose it as a pull request on the Hub."),
+    click.option("--tag", help="Tag the commit on the Hub, e.g. v1."),
+    click.option("--overwrite-card", is_flag=True, help="Replace a card on the Hub that a person edited."),
+)
 track_option = click.option("--track", metavar="NAME", help="Also log to a tracker, e.g. tensorboard or wandb.")
+
+
+def hub_options(command: Command) -> Command:
+    """The options of publishing to the Hub."""
+    for option in reversed(push_options):
+        command = option(command)
+    return command
+
+
+def check_destination(destination: str, overwrite: bool, pushing: Mapping[str, Any]) -> None:
+    """Raise BivrecError if an option of the Hub (`pushing`) was given for a folder, or one of a folder for the Hub."""
+    from bivrec.repository import is_repository
+
+    given = [f"--{name.replace('_', '-')}" for name, value in pushing.items() if value]
+    if given and not is_repository(destination):
+        raise BivrecError(f"{destination}: a folder, and {', '.join(given)} is for a repository ORG/NAME on the Hub")
+    if overwrite and is_repository(destination):
+        raise BivrecError(f"{destination}: a repository on the Hub, whose history stays; leave --overwrite out")
+
+
+def echo_preview(files: Mapping[str, int], card: str) -> None:
+    """Print what would be published: files with their bytes, and the card."""
+    for name, size in files.items():
+        click.echo(f"{size:>14,}  {name}")
+    click.echo(f"\n{card}", nl=False)
 
 
 def allow_only(ctx: click.Context, *allowed: str) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
+from bivrec.cli.options import DOMAIN, FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
 
 
 @click.command()
-@click.argument("domain", type=FOLDER, required=False)
+@click.argument("domain", type=DOMAIN, required=False)
 @click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
 @click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file.")
 @click.option("--views", type=click.Choice(["both", "mm", "id"]), help="Views to train.  [default: the recipe's]")
@@ -22,7 +22,7 @@ from bivrec.errors import BivrecError
 @click.pass_context
 def pretrain(
     ctx: click.Context,
-    domain: Path | None,
+    domain: Path | str | None,
     path: Path,
     recipe: str,
     views: str | None,
@@ -45,7 +45,9 @@ def pretrain(
         run = stage.resume(path, track)
     else:
         if domain is None:
-            raise BivrecError("DOMAIN: expected the folder of a prepared Domain, or --resume")
+            raise BivrecError(
+                "DOMAIN: expected the folder of a prepared Domain or hub:ORG/NAME[@revision], or --resume"
+            )
         if views:
             trained = "[id, mm]" if views == "both" else f"[{views}]"
             overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bivrec.cli.options import FOLDER, overwrite_option
+from bivrec.cli.options import FOLDER, check_destination, echo_preview, hub_options, overwrite_option
 
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--to", "destination", required=True, metavar="FOLDER|ORG/NAME", help="Where to publish the tower.")
-@click.option("--private", is_flag=True, help="Make a new repository on the Hub private.")
+@click.option("--to", "destination", required=True, metavar="FOLDER|ORG/NAME", help="Where to publish the model.")
+@click.option("--model", "kind", type=click.Choice(["tower", "joint"]),
+              help="The multimodal tower, which transfers, or the joint model of both views.  "
+              "[default: joint of a finetuning of both, else tower]")  # fmt: skip
+@hub_options
+@click.option("--dry-run", is_flag=True, help="Only list the files and print the card.")
 @overwrite_option
-def publish(run: Path, destination: str, private: bool, overwrite: bool) -> None:
-    """Publish the multimodal tower of RUN's best weights, with a model card.
+def publish(run: Path, destination: str, kind: str | None, dry_run: bool, overwrite: bool, **pushing: Any) -> None:
+    """Publish the best weights of RUN as a model with a card, its results, and nothing that holds code.
 
     ORG/NAME is a repository on the Hugging Face Hub, unless ORG is a local folder; write ./ORG/NAME for a new folder.
     """
     from bivrec import hub
     from bivrec.training.run import Run
 
-    address = hub.publish(Run.open(run), destination, overwrite=overwrite, private=private)
+    check_destination(destination, overwrite, pushing)
+    opened = Run.open(run)
+    if dry_run:
+        echo_preview(*hub.preview(opened, destination, kind))
+        return
+    address = hub.publish(opened, destination, kind, overwrite=overwrite, **pushing)
     click.echo(f"published {run} to {address}")

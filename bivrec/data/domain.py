@@ -1,4 +1,4 @@
-"""Domain: a prepared data set, a folder on disk.
+"""Domain: a prepared data set, a folder on disk or a data set repository on the Hugging Face Hub.
 
     domain.json           DomainInfo
     sequences/            datasets.DatasetDict: one row per user, items in time order
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
@@ -27,11 +27,18 @@ from torch.nn import functional
 
 from bivrec.errors import BivrecError
 from bivrec.files import new_file, read_json, sha256, write_json
+from bivrec.repository import fetch
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 INFO_FILE = "domain.json"
 FEATURES_FILE = "features.safetensors"
+CATALOGUE_FILE = "items/data-00000-of-00001.arrow"
+HUB_PREFIX = "hub:"
+"""`hub:ORG/NAME[@revision]` names a Domain on the Hub wherever a folder names a local one."""
+
+PUBLISHED_FILES = (INFO_FILE, FEATURES_FILE, "sequences/*", "items/*")
+"""Patterns of the files of a Domain in a repository on the Hub."""
 
 SEQUENCE_COLUMNS = pa.schema(
     {"user_id": pa.string(), "items": pa.list_(pa.int32()), "timestamps": pa.list_(pa.int64())}
@@ -114,31 +121,57 @@ class Sequences:
 class Domain:
     """A prepared data set that has been checked; `Domain.open(path)` makes one."""
 
-    def __init__(self, path: Path, info: DomainInfo) -> None:
+    def __init__(self, path: Path, info: DomainInfo, repository: str | None = None) -> None:
         self.path = path
+        self.repository = repository
+        """`ORG/NAME@commit` if the Domain is on the Hub, and `path` its place in the local cache."""
         self.info = info
         self.name = info.name
         self.num_items = info.num_items
 
     @classmethod
     def open(cls, path: str | Path) -> Domain:
-        """Open a Domain; only sizes are checked, `verify` reads every byte.
+        """Open a Domain in a folder, or `hub:ORG/NAME[@revision]` on the Hub or in its local cache.
 
-        Raises BivrecError if the folder is not a Domain, is of a newer format, or a file is missing or truncated.
+        Only sizes are checked, `verify` reads every byte. Raises BivrecError if it is not a Domain, is of a newer
+        format, a file is missing or truncated, or it cannot be had from the Hub.
         """
+        if str(path).startswith(HUB_PREFIX):
+            return _fetch(cls, str(path))
         path = Path(path)
         if not (path / INFO_FILE).is_file():
             raise BivrecError(f"{path}: not a Domain (no {INFO_FILE}); make one with `bivrec prepare`")
         domain = cls(path, _read_info(path / INFO_FILE))
-        for name, record in domain.info.files.items():
-            if not (path / name).is_file():
-                raise BivrecError(f"{path / name}: missing; the Domain is incomplete, prepare it again")
-            if (size := (path / name).stat().st_size) != record.bytes:
+        domain._check_files()
+        return domain
+
+    def _check_files(self) -> None:
+        for name, record in self.info.files.items():
+            if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or "\\" in name:
+                raise BivrecError(f"{self.location}/{INFO_FILE}: names the file {name!r}, outside of its folder")
+            path = self.path / name
+            if not path.is_file():
+                raise BivrecError(f"{path}: missing; the Domain is incomplete, prepare it again")
+            if (size := path.stat().st_size) != record.bytes:
                 raise BivrecError(
-                    f"{path / name}: {size} bytes where {record.bytes} were written; "
+                    f"{path}: {size} bytes where {record.bytes} were written; "
                     "the file is damaged, make the Domain again"
                 )
-        return domain
+
+    @property
+    def location(self) -> str:
+        """What opens this Domain again: its path, or `hub:ORG/NAME@commit`."""
+        return str(self.path) if self.repository is None else f"{HUB_PREFIX}{self.repository}"
+
+    def check_writable(self) -> None:
+        """Raise BivrecError if the Domain must not be changed: in the cache of the Hub it stands for a commit."""
+        # The cache is a folder of snapshots, whose files are links to blobs.
+        if self.repository is not None or (self.path / INFO_FILE).resolve().parent.name == "blobs":
+            name = self.repository.partition("@")[0] if self.repository else "ORG/NAME"
+            raise BivrecError(
+                f"{self.location}: a Domain of the Hub cannot be changed; take a copy with "
+                f"`hf download {name} --repo-type dataset --local-dir FOLDER` and use that"
+            )
 
     def verify(self) -> None:
         """Compare every file with its checksum; BivrecError names the first that differs."""
@@ -192,7 +225,9 @@ class Domain:
         """Store features [V + 1, d] and presence [V + 1] by modality, keep those of other modalities, and reopen.
 
         Features are stored in the type that they have; `features` widens them to float32.
+        Raises BivrecError if the Domain is one of the Hub.
         """
+        self.check_writable()
         tensors = {}
         for name in sorted({*self.info.features, *features}):
             values, has = (
@@ -226,7 +261,8 @@ class Domain:
     def _read_feature(self, modality: str, key: str) -> Tensor:
         if modality not in self.info.features:
             raise BivrecError(
-                f"{self.path}: no {modality} features; make them with `bivrec encode {self.path} --{modality} ...`"
+                f"{self.location}: no {modality} features; "
+                f"make them with `bivrec encode {self.location} --{modality} ...`"
             )
         try:
             with safe_open(self.path / FEATURES_FILE, framework="pt") as stored:
@@ -248,6 +284,18 @@ def write_domain(folder: Path, info: DomainInfo, sequences: Mapping[str, Sequenc
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     records = {path.relative_to(folder).as_posix(): _record(path) for path in files}
     _write_info(folder, dataclasses.replace(info, files=records))
+
+
+def _fetch(domain_class: type[Domain], location: str) -> Domain:
+    fetched = fetch(location.removeprefix(HUB_PREFIX), PUBLISHED_FILES, "dataset")
+    if fetched.commit is None:
+        raise BivrecError(f"{location}: a local folder has this name; leave {HUB_PREFIX} out to open it")
+    if not (fetched.folder / INFO_FILE).is_file():
+        raise BivrecError(f"{location}: not a Domain (no {INFO_FILE}); publish one with `bivrec publish-domain`")
+    name = location.removeprefix(HUB_PREFIX).partition("@")[0]
+    domain = domain_class(fetched.folder, _read_info(fetched.folder / INFO_FILE), f"{name}@{fetched.commit}")
+    domain._check_files()
+    return domain
 
 
 def _sequence_table(sequences: Sequences) -> pa.Table:

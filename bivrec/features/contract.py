@@ -29,8 +29,8 @@ def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, to
     absent = [name for name in expected if domain.info.missing[name] == domain.num_items]
     wanted = {name: spec for name, spec in expected.items() if name not in absent}
     if not wanted:
-        raise BivrecError(f"{domain.path}: no item has a {' or '.join(expected)}, and {tower} reads nothing else")
-    check_contract(wanted, domain.info.features, tower=tower, domain=domain.path)
+        raise BivrecError(f"{domain.location}: no item has a {' or '.join(expected)}, and {tower} reads nothing else")
+    check_contract(wanted, domain.info.features, tower=tower, domain=domain.location)
     parts = [
         torch.zeros(domain.num_items + 1, spec.dimension) if name in absent else domain.features((name,))
         for name, spec in expected.items()

@@ -189,6 +189,7 @@ def _encode_part(
 
 
 def _open_parts(domain: Domain, modality: str, work: dict[str, object]) -> Path:
+    domain.check_writable()
     folder = _parts_folder(domain, modality)
     if not (folder / WORK_FILE).is_file() or read_json(folder / WORK_FILE) != work:
         shutil.rmtree(folder, ignore_errors=True)

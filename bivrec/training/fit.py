@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -59,7 +61,7 @@ def fit(
     trainer = Trainer(model, domain, config, accelerator, pretrained)
     # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
     if accelerator.is_main_process and not resume:
-        Run.create(path, _run_info(stage, domain, config, features, started_from), overwrite)
+        Run.create(path, _run_info(stage, domain, config, features, started_from, accelerator), overwrite)
     accelerator.wait_for_everyone()
     run = Run.open(path)
     if tracker is not None:
@@ -93,6 +95,7 @@ def _run_info(
     config: Config,
     features: Mapping[str, FeatureSpec],
     started_from: dict[str, Any] | None,
+    accelerator: Accelerator,
 ) -> RunInfo:
     program = Path(sys.argv[0]).name
     return RunInfo(
@@ -104,7 +107,19 @@ def _run_info(
         started_from=started_from,
         command=shlex.join(["bivrec" if program == "__main__.py" else program, *sys.argv[1:]]),
         versions={name: importlib.metadata.version(name) for name in ("bivrec", "torch", "accelerate")},
+        hardware={
+            "device": _device_name(accelerator.device),
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+        },
     )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # Of processors, Python knows the architecture everywhere and the model nowhere.
+    return f"{device.type} ({platform.machine()})"
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bivrec.config import Config, config_from_dict
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import CATALOGUE_FILE, Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
@@ -36,13 +36,15 @@ class RunInfo:
     """`pretrain` or `finetune`."""
     config: dict[str, Any]
     domain: dict[str, Any]
-    """Name, path and checksum of the Domain, and its counts."""
+    """Name, path (or `hub:ORG/NAME@commit`) and checksum of the Domain, and its counts."""
     features: dict[str, Any]
     """Modality -> feature specification that the multimodal view reads."""
     started_from: dict[str, Any] | None
     """Provenance of the tower that was attached; None: fresh weights."""
     command: str
     versions: dict[str, str]
+    hardware: dict[str, Any] = field(default_factory=dict)
+    """Name of the device, number of processes, and threads of each; empty if it was not recorded."""
 
 
 class Run:
@@ -99,7 +101,7 @@ class Run:
         if domain_record(domain)["catalogue"] != self._catalogue:
             raise BivrecError(
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
-                f"not on those of {domain.path}; to use its tower there, evaluate with --zero-shot"
+                f"not on those of {domain.location}; to use its tower there, evaluate with --zero-shot"
             )
 
     def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRec:
@@ -156,8 +158,8 @@ def domain_record(domain: Domain) -> dict[str, Any]:
     """What a Run or an artefact records of a Domain; `catalogue` identifies its items and their order."""
     return {
         "name": domain.name,
-        "path": str(domain.path.resolve()),
-        "catalogue": domain.info.files["items/data-00000-of-00001.arrow"].sha256,
+        "path": str(domain.path.resolve()) if domain.repository is None else domain.location,
+        "catalogue": domain.info.files[CATALOGUE_FILE].sha256,
         "num_items": domain.num_items,
         "users": domain.info.users,
         "interactions": domain.info.interactions,

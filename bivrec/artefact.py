@@ -1,0 +1,401 @@
+"""Published models: a folder, or a repository on the Hugging Face Hub, of JSON and safetensors alone.
+
+config.json         kind, architecture, feature specification, how it was trained
+model.safetensors   weights
+results.json        view -> metrics on the test users of the Domain of the training
+items.json          of a joint model: item ids, in the order of its ID table
+README.md           model card, which may show training_curve.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bivrec import repository
+from bivrec.artefact_config import (
+    JOINT_TYPE,
+    MAX_ITEM_BYTES,
+    MAX_JSON_BYTES,
+    TOWER_TYPE,
+    ArtefactConfig,
+    read_config,
+    read_item_ids,
+    read_results,
+)
+from bivrec.cards import joint_card, tower_card
+from bivrec.config import ModelConfig
+from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.errors import BivrecError
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.features.contract import contract_features
+from bivrec.files import new_folder, sha256, write_json
+from bivrec.model.bivrec import BiVRec as BiVRecNetwork
+from bivrec.model.bivrec import id_tower
+from bivrec.model.tower import FeatureItems
+from bivrec.model.tower import Tower as TowerNetwork
+from bivrec.weights import read_weights, size_of, write_weights
+
+CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
+ITEMS_FILE, CARD_FILE = "items.json", "README.md"
+OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE, ITEMS_FILE, "training_curve.png")
+TOWER_PREFIX = "towers.mm."
+"""Names of the weights of a joint model's multimodal tower begin so."""
+HEADER_ALLOWANCE = 1 << 20
+"""Bytes that the file of the weights may have beside them."""
+
+
+class PushOptions(TypedDict, total=False):
+    """Options of `push_to_hub` beside the message."""
+
+    private: bool
+    revision: str | None
+    create_pr: bool
+    tag: str | None
+    overwrite_card: bool
+
+
+class _Published:
+    """What a tower and a joint model have in common."""
+
+    def __init__(self, config: ArtefactConfig, weights: dict[str, Tensor], source: dict[str, Any]) -> None:
+        """`weights` by the names of the network's parameters; they are not copied."""
+        self._config = config
+        self.weights = weights
+        self.source = source
+        """Where it came from: name, commit on the Hub (`revision`; None: a folder), and checksum of the weights."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+        return self._config.model
+
+    @property
+    def features(self) -> dict[str, FeatureSpec]:
+        """Modality -> how the features that the multimodal tower reads must have been made, in this order."""
+        return self._config.features
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How the model was trained, and its `results`: view -> metrics on the test users of that Domain."""
+        return self._config.training
+
+    @property
+    def catalogue(self) -> str:
+        """Checksum that identifies the items of the Domain of the training."""
+        return self._config.catalogue
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(value.numel() for value in self.weights.values())
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights to a device; returns the model itself."""
+        self.weights = {name: value.to(device) for name, value in self.weights.items()}
+        return self
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model and its card as a new folder.
+
+        Raises BivrecError if the folder exists, unless `overwrite`; then it is replaced at the end.
+        """
+        with new_folder(Path(folder), overwrite) as staging:
+            self.write(staging, Path(folder).name)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        create_pr: bool = False,
+        tag: str | None = None,
+        overwrite_card: bool = False,
+    ) -> repository.Pushed:
+        """Publish the model and its card to the repository `ORG/NAME` in one commit; returns its address.
+
+        A new repository is made if there is none, `private` or not. revision: branch (default: main). tag: of the new
+        commit. A card that a person edited stays: BivrecError, unless `create_pr` or `overwrite_card`.
+        Raises BivrecError for whatever keeps the Hub from taking the commit.
+        """
+        with tempfile.TemporaryDirectory() as staging:
+            self.write(Path(staging), name)
+            return push_files(
+                Path(staging),
+                name,
+                message,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                tag=tag,
+                overwrite_card=overwrite_card,
+            )
+
+    def write(self, folder: Path, name: str, picture: str | None = None) -> None:
+        """Write the files of the model into a folder; its card, under `name`, shows the `picture` beside it."""
+        values = self._config.to_dict()
+        results = values["training"].pop("results")
+        write_weights(folder / WEIGHTS_FILE, self.weights)
+        write_json(folder / CONFIG_FILE, values)
+        write_json(folder / RESULTS_FILE, results)
+        render = tower_card if self._config.model_type == TOWER_TYPE else joint_card
+        card = render(name, self.config, self.features, self.training, self.num_parameters, picture=picture)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+class Tower(_Published):
+    """A published multimodal tower: it reads histories of items that it has never seen by their features."""
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Tower:
+        """The tower of a folder, or of the repository `ORG/NAME` on the Hub; of a joint model, its multimodal tower.
+
+        revision: branch, tag or commit. Only JSON and safetensors are read. Raises BivrecError if it cannot be had, is
+        of another kind or a newer format, or is damaged.
+        """
+        return _Opened(str(source), revision).tower()
+
+    def clone(self, config: ModelConfig | None = None) -> Tower:
+        """A copy with weights of its own, optionally with another choice of what the weights do not depend on."""
+        weights = {name: value.clone() for name, value in self.weights.items()}
+        return Tower(dataclasses.replace(self._config, model=config or self.config), weights, self.source)
+
+    def item_features(self, domain: Domain) -> Tensor:
+        """The features [V + 1, F] of a Domain that the tower reads; row 0 is padding.
+
+        Raises BivrecError, naming both sides and what to run, if they were made in another way.
+        """
+        return contract_features(self.features, domain, tower=str(self.source["name"]))
+
+    def attach(self, domain: Domain) -> TowerNetwork:
+        """The network on the items of a Domain; it shares its weights with this tower.
+
+        Raises BivrecError if the Domain's features were made in another way.
+        """
+        return self._network(self.item_features(domain))
+
+    @torch.no_grad()
+    def encode_items(self, features: Tensor) -> Tensor:
+        """Vectors [V, D] of items with features [V, F], those of all modalities side by side in the tower's order.
+
+        Each modality's part of a row is brought to length 1 first, as in the training; zeros stand for a modality that
+        an item does not have, and a row of zeros gives a vector of zeros.
+        """
+        width = self._config.feature_size
+        if features.ndim != 2 or features.shape[1] != width:
+            sum_of = " + ".join(f"{spec.dimension} ({name})" for name, spec in self.features.items())
+            raise BivrecError(f"features {list(features.shape)}: expected [items, {width}], that is {sum_of}")
+        if not features.isfinite().all():
+            raise BivrecError("features: not finite; expected numbers, and zeros for a modality that an item lacks")
+        sizes = [spec.dimension for spec in self.features.values()]
+        parts = [functional.normalize(part.float(), dim=1) for part in torch.split(features, sizes, dim=1)]
+        network = self._network(torch.cat(parts, dim=1).to(self._device))
+        return network.encode_items(torch.arange(len(features), device=self._device))
+
+    @torch.no_grad()
+    def encode_histories(self, item_vectors: Tensor, histories: Tensor) -> Tensor:
+        """Interests [B, K, D] of histories.
+
+        item_vectors [V + 1, D]: of `encode_items`, row 0 being padding. histories int64 [B, L]: rows of them, oldest
+        first, padded on the left with 0; of longer histories than the tower reads, the most recent items count.
+        """
+        if item_vectors.ndim != 2 or item_vectors.shape[1] != self.config.hidden_size:
+            raise BivrecError(
+                f"item vectors {list(item_vectors.shape)}: expected [items + 1, {self.config.hidden_size}]"
+            )
+        _check_histories(histories, len(item_vectors))
+        recent = histories[:, -self.config.max_history :].to(self._device)
+        vectors = functional.embedding(recent, item_vectors.to(self._device))
+        return self._network(None).encode_histories(vectors, recent > 0).vectors[:, -1]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.weights.values())).device
+
+    def _network(self, features: Tensor | None) -> TowerNetwork:
+        network = empty_network(self._config).tower("mm")
+        network.load_state_dict(self.weights, assign=True)
+        if features is not None:
+            assert isinstance(network.items, FeatureItems)
+            network.items.attach(features)
+        return network.eval()
+
+
+class BiVRec(_Published):
+    """A published joint model: an ID tower and a multimodal tower on the catalogue that it was trained on."""
+
+    def __init__(
+        self, config: ArtefactConfig, weights: dict[str, Tensor], source: dict[str, Any], item_ids: Sequence[str]
+    ) -> None:
+        """item_ids: of the catalogue; entry k is item index k + 1."""
+        super().__init__(config, weights, source)
+        self.item_ids = list(item_ids)
+        self._attached: BiVRecNetwork | None = None
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, domain: Domain, revision: str | None = None) -> BiVRec:
+        """The joint model of a folder, or of the repository `ORG/NAME` on the Hub, on the Domain of its catalogue.
+
+        revision: branch, tag or commit. Only JSON and safetensors are read. Raises BivrecError if it cannot be had, is
+        of another kind or a newer format, is damaged, or was trained on other items or features.
+        """
+        model = _Opened(str(source), revision).joint_model()
+        model.attach(domain)
+        return model
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that the model has: `id`, `mm`, or both."""
+        return self._config.views
+
+    def attach(self, domain: Domain) -> BiVRecNetwork:
+        """The network on the Domain of its catalogue; it shares its weights with this model, and `scorer` uses it.
+
+        Raises BivrecError if the Domain has other items, or its features were made in another way.
+        """
+        self._check_catalogue(domain)
+        network = empty_network(self._config)
+        network.load_state_dict(self.weights, assign=True)
+        if "mm" in self.views:
+            items = network.tower("mm").items
+            assert isinstance(items, FeatureItems)
+            items.attach(contract_features(self.features, domain, tower=str(self.source["name"])))
+        self._attached = network.eval()
+        return self._attached
+
+    def scorer(self, view: str = "both") -> ModelScorer:
+        """What ranks the catalogue of the attached Domain with `id`, `mm` or `both`."""
+        if self._attached is None:
+            raise BivrecError(f"{self.source['name']}: no Domain yet; attach the one of its catalogue first")
+        return ModelScorer(self._attached, view)
+
+    @property
+    def tower(self) -> Tower:
+        """The multimodal tower alone, which transfers; it shares its weights. BivrecError if the model has none."""
+        if "mm" not in self.views:
+            raise BivrecError(
+                f"{self.source['name']}: a model with the ID view alone, which cannot transfer to another Domain"
+            )
+        weights = {
+            name.removeprefix(TOWER_PREFIX): value
+            for name, value in self.weights.items()
+            if name.startswith(TOWER_PREFIX)
+        }
+        return Tower(tower_config(self._config), weights, self.source)
+
+    def write(self, folder: Path, name: str, picture: str | None = None) -> None:
+        """Write the files of the model into a folder; its card, under `name`, shows the `picture` beside it."""
+        super().write(folder, name, picture)
+        write_json(folder / ITEMS_FILE, self.item_ids)
+
+    def _check_catalogue(self, domain: Domain) -> None:
+        # Not the checksum of the catalogue: its titles and texts may have changed, and the ID table knows ids alone.
+        if domain.item_ids() != self.item_ids:
+            raise BivrecError(
+                f"{self.source['name']}: trained on {len(self.item_ids)} other items than those of {domain.path}; "
+                "to use its tower there, evaluate with --zero-shot or finetune from it"
+            )
+
+
+def load(source: str) -> Tower | BiVRec:
+    """The model of a folder, or of `ORG/NAME[@revision]` on the Hub, whatever its kind; see `from_pretrained`."""
+    opened = _Opened(source)
+    return opened.tower() if opened.config.model_type == TOWER_TYPE else opened.joint_model()
+
+
+class _Opened:
+    """A published model of which only the configuration was read: nothing large is fetched before it was checked."""
+
+    def __init__(self, source: str, revision: str | None = None) -> None:
+        self.name = source if revision is None else f"{source}@{revision}"
+        self._commit = repository.resolve(self.name)
+        self._sizes = repository.file_sizes(self.name, commit=self._commit) if self._commit else None
+        if self._size(CONFIG_FILE) is None:
+            raise BivrecError(f"{self.name}: not a model (no {CONFIG_FILE}); make one of a Run with `bivrec publish`")
+        self.config = read_config(self._fetch(CONFIG_FILE, MAX_JSON_BYTES), f"{self.name}/{CONFIG_FILE}")
+        results = read_results(self._fetch(RESULTS_FILE, MAX_JSON_BYTES), f"{self.name}/{RESULTS_FILE}")
+        self.config.training["results"] = results
+
+    def tower(self) -> Tower:
+        """The multimodal tower. Raises BivrecError if the model has none."""
+        if "mm" not in self.config.views:
+            raise BivrecError(f"{self.name}: a model with the ID view alone, which cannot transfer to another Domain")
+        prefix = "" if self.config.model_type == TOWER_TYPE else TOWER_PREFIX
+        return Tower(tower_config(self.config), *self._weights(prefix))
+
+    def joint_model(self) -> BiVRec:
+        """The joint model. Raises BivrecError if it is a tower alone."""
+        if self.config.model_type != JOINT_TYPE:
+            raise BivrecError(f"{self.name}: a tower alone, not a joint model; use Tower.from_pretrained")
+        items = self._fetch(ITEMS_FILE, MAX_ITEM_BYTES * (self.config.num_items + 1))
+        item_ids = read_item_ids(items, self.config.num_items, f"{self.name}/{ITEMS_FILE}")
+        return BiVRec(self.config, *self._weights(), item_ids)
+
+    def _weights(self, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights whose names begin with `prefix`, and where they came from."""
+        network = empty_network(self.config)
+        expected = (network.tower("mm") if self.config.model_type == TOWER_TYPE else network).state_dict()
+        path = self._fetch(WEIGHTS_FILE, size_of(expected) + HEADER_ALLOWANCE)
+        weights = read_weights(path, expected, f"{self.name}/{WEIGHTS_FILE}", prefix)
+        return weights, {"name": self.name, "revision": self._commit, "sha256": sha256(path)}
+
+    def _size(self, name: str) -> int | None:
+        if self._sizes is not None:
+            return self._sizes.get(name)
+        path = Path(self.name) / name
+        return path.stat().st_size if path.is_file() else None
+
+    def _fetch(self, name: str, limit: int) -> Path:
+        """Path of a file that is there and has at most `limit` bytes."""
+        if (size := self._size(name)) is None:
+            raise BivrecError(f"{self.name}/{name}: missing; publish the model again")
+        if size > limit:
+            raise BivrecError(
+                f"{self.name}/{name}: {size:,} bytes, expected at most {limit:,}; not a file of the model"
+            )
+        return repository.fetch(self.name, [name], commit=self._commit).folder / name
+
+
+def push_files(folder: Path, name: str, message: str | None, **options: Unpack[PushOptions]) -> repository.Pushed:
+    """Push the files of a model in place of those of the model that was there; options as of `push_to_hub`."""
+    message = message or "Publish a model of bivrec"
+    return repository.push(folder, name, message=message, delete_patterns=OUR_FILES, **options)
+
+
+def tower_config(config: ArtefactConfig) -> ArtefactConfig:
+    """The configuration of a model's multimodal tower alone."""
+    return dataclasses.replace(config, model_type=TOWER_TYPE, views=("mm",), num_items=0)
+
+
+def empty_network(config: ArtefactConfig) -> BiVRecNetwork:
+    """The network of a configuration without memory for its weights."""
+    with torch.device("meta"):
+        towers = {}
+        if "id" in config.views:
+            towers["id"] = id_tower(config.model, config.num_items)
+        if "mm" in config.views:
+            towers["mm"] = TowerNetwork(config.model, FeatureItems(config.feature_size, config.model.hidden_size))
+        return BiVRecNetwork(towers)
+
+
+def _check_histories(histories: Tensor, rows: int) -> None:
+    if histories.ndim != 2 or histories.dtype != torch.int64:
+        raise BivrecError(f"histories {histories.dtype} {list(histories.shape)}: expected int64 [users, items]")
+    if histories.numel() and not 0 <= int(histories.min()) <= int(histories.max()) < rows:
+        raise BivrecError(
+            f"histories: items {int(histories.min())} to {int(histories.max())}, expected 0 to {rows - 1}"
+        )
+    real = histories > 0
+    faulty = ~real.any(1) | (real[:, :-1] > real[:, 1:]).any(1)
+    if faulty.any():
+        row = int(faulty.nonzero()[0])
+        raise BivrecError(f"histories: row {row} is empty or not padded on the left; expected zeros before all items")

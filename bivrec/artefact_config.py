@@ -1,0 +1,149 @@
+"""The JSON files of a published model, read as what they are: input that nobody vouches for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bivrec.config import MODALITIES, VIEWS, ModelConfig, model_config_from_dict
+from bivrec.data.domain import FeatureSpec
+from bivrec.errors import BivrecError
+from bivrec.files import read_json
+
+FORMAT_VERSION = 1
+TOWER_TYPE, JOINT_TYPE = "bivrec-tower", "bivrec"
+MAX_JSON_BYTES = 1 << 22
+MAX_ITEM_BYTES = 1 << 10
+"""Bytes of items.json for each item of the catalogue."""
+MAX_FEATURES = 1 << 17
+MAX_ITEMS = (1 << 31) - 1
+"""Item indices are int32."""
+
+
+@dataclass(frozen=True)
+class ArtefactConfig:
+    """The content of config.json."""
+
+    model_type: str
+    """`bivrec-tower`: the multimodal tower alone; `bivrec`: the joint model of a catalogue."""
+    model: ModelConfig
+    features: dict[str, FeatureSpec]
+    """Modality -> how the features that the multimodal tower reads must have been made."""
+    training: dict[str, Any]
+    """How the model was trained, for people and for provenance: nothing is built from it."""
+    views: tuple[str, ...]
+    num_items: int
+    """V of the ID table; 0 without one."""
+    catalogue: str
+    """Checksum that identifies the items of the Domain of the training."""
+
+    @property
+    def feature_size(self) -> int:
+        """F, the width of the features of all modalities side by side."""
+        return sum(spec.dimension for spec in self.features.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {**values, "views": list(self.views)}
+
+
+def read_config(path: Path, source: str) -> ArtefactConfig:
+    """Read config.json; `source` names the file. Raises BivrecError for another kind, format, or impossible value."""
+    values = _read(path, source)
+    if not isinstance(values, dict) or values.get("model_type") not in (TOWER_TYPE, JOINT_TYPE):
+        raise BivrecError(f"{source}: not a model of bivrec; publish one with `bivrec publish`")
+    if values.get("format_version") != FORMAT_VERSION:
+        raise BivrecError(
+            f"{source}: format version {values.get('format_version')}, this bivrec reads {FORMAT_VERSION}; "
+            "upgrade bivrec"
+        )
+    names = {field.name for field in dataclasses.fields(ArtefactConfig)}
+    if values.keys() - {"format_version"} != names:
+        differing = sorted((values.keys() - {"format_version"}) ^ names)
+        raise BivrecError(f"{source}: keys missing or unknown: {', '.join(differing)[:200]}; publish the model again")
+    views = _views(values["views"], values["model_type"], source)
+    features = _features(values["features"], source)
+    if ("mm" in views) != bool(features):
+        raise BivrecError(f"{source}: features: expected for a model with the view mm, and for no other")
+    for name, kind in (("training", dict), ("catalogue", str)):
+        if not isinstance(values[name], kind):
+            raise BivrecError(f"{source}: {name}: unexpected {_short(values[name])}; publish the model again")
+    return ArtefactConfig(
+        model_type=values["model_type"],
+        model=model_config_from_dict(values["model"], source),
+        features=features,
+        training=values["training"],
+        views=views,
+        num_items=_count(values["num_items"], "num_items", int("id" in views), MAX_ITEMS, source),
+        catalogue=values["catalogue"],
+    )
+
+
+def read_results(path: Path, source: str) -> dict[str, dict[str, float]]:
+    """Read results.json: view -> metric -> value. Raises BivrecError if it is anything else."""
+    values = _read(path, source)
+    if not isinstance(values, dict) or not all(isinstance(metrics, dict) for metrics in values.values()):
+        raise BivrecError(f"{source}: expected metrics by view; publish the model again")
+    for view, metrics in values.items():
+        for name, value in metrics.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise BivrecError(f"{source}: {_short(view)}: {_short(name)}: expected a number, found {_short(value)}")
+    return values
+
+
+def read_item_ids(path: Path, num_items: int, source: str) -> list[str]:
+    """Read items.json: the ids of the catalogue in the order of the ID table. Raises BivrecError otherwise."""
+    values = _read(path, source)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BivrecError(f"{source}: expected a list of item ids; publish the model again")
+    if len(values) != num_items:
+        raise BivrecError(f"{source}: {len(values)} item ids, where the configuration has {num_items}; publish again")
+    return values
+
+
+def _read(path: Path, source: str) -> Any:
+    try:
+        return read_json(path)
+    except BivrecError as fault:
+        raise BivrecError(str(fault).replace(str(path), source, 1)) from None
+
+
+def _views(values: Any, model_type: str, source: str) -> tuple[str, ...]:
+    allowed = [["mm"]] if model_type == TOWER_TYPE else [["id"], list(VIEWS)]
+    if values not in allowed:
+        raise BivrecError(f"{source}: views: {_short(values)} is not one of {', '.join(map(str, allowed))}")
+    return tuple(values)
+
+
+def _features(values: Any, source: str) -> dict[str, FeatureSpec]:
+    if not isinstance(values, Mapping) or not set(values) <= set(MODALITIES):
+        raise BivrecError(f"{source}: features: expected some of {', '.join(MODALITIES)}, found {_short(values)}")
+    return {modality: _feature_spec(spec, f"{source}: features.{modality}") for modality, spec in values.items()}
+
+
+def _feature_spec(values: Any, source: str) -> FeatureSpec:
+    try:
+        spec = FeatureSpec(**values)
+    except TypeError as fault:
+        raise BivrecError(f"{source}: not a feature specification ({str(fault)[:200]})") from None
+    _count(spec.dimension, "dimension", 1, MAX_FEATURES, source)
+    for name, kinds in (("encoder", str), ("pooling", str), ("whiten", bool), ("revision", str | None)):
+        if not isinstance(value := getattr(spec, name), kinds):
+            raise BivrecError(f"{source}.{name}: unexpected {_short(value)}")
+    return spec
+
+
+def _count(value: Any, name: str, low: int, high: int, source: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BivrecError(f"{source}: {name}: expected {low} to {high}, found {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

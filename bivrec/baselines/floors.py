@@ -1,0 +1,25 @@
+"""The floors by name: methods without training that a trained model has to beat."""
+
+from __future__ import annotations
+
+from bivrec.baselines.content_knn import ContentKNN
+from bivrec.baselines.item_knn import ItemKNN
+from bivrec.baselines.popularity import Popularity
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.ranking import Scorer
+
+FLOORS = ("popularity", "item-knn", "content-knn", "recent-content-knn")
+RECENT_DECAY = 0.4
+
+
+def fit_floor(name: str, domain: Domain) -> Scorer:
+    """A floor on the training users of a Domain. Raises BivrecError if it is unknown or the Domain lacks features."""
+    if name == "popularity":
+        return Popularity.fit(domain)
+    if name == "item-knn":
+        return ItemKNN.fit(domain)
+    if name in ("content-knn", "recent-content-knn"):
+        decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
+        return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)
+    raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")

@@ -1,0 +1,61 @@
+"""What a model card tells beside the artefact: gathered from a Run, and measured on the Domain of its training."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from bivrec.baselines.floors import FLOORS, fit_floor
+from bivrec.cards import last_parts
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate
+from bivrec.plots import plot_training
+from bivrec.training.fit import RESULT_KS
+from bivrec.training.run import Run
+
+CURVE_FILE = "training_curve.png"
+
+
+def card_facts(run: Run) -> dict[str, Any]:
+    """Facts to add to an artefact's record of its training.
+
+    source: of the Domain's data. dataset: `ORG/NAME@commit` if the Domain came from the Hub. floors: name -> metrics
+    on the Domain's test users. hardware: see RunInfo. What is not known, or cannot be measured because the Domain is
+    not there any more or has changed, is None.
+    """
+    location = str(run.info.domain["path"])
+    facts: dict[str, Any] = {
+        "source": None,
+        "dataset": location.removeprefix("hub:") if location.startswith("hub:") else None,
+        "floors": None,
+        "hardware": run.info.hardware or None,
+    }
+    try:
+        domain = run.open_domain()
+        run.check_domain(domain)
+    except BivrecError:
+        return facts
+    return {**facts, "source": public_source(domain.info.source), "floors": measure_floors(domain)}
+
+
+def measure_floors(domain: Domain) -> dict[str, dict[str, float]]:
+    """Floor -> metrics on the test users, by the protocol of a Run's results; content floors need features."""
+    users = EvaluationUsers.from_sequences(domain.sequences("test"))
+    names = [name for name in FLOORS if domain.info.features or not name.endswith("content-knn")]
+    return {name: evaluate(fit_floor(name, domain), users, RESULT_KS).metrics for name in names}
+
+
+def draw_training_curve(run: Run, folder: Path) -> str | None:
+    """Write the picture of the training into a folder; its file name, or None without matplotlib or any evaluation."""
+    if importlib.util.find_spec("matplotlib") is None or not any(m["split"] == "validation" for m in run.metrics()):
+        return None
+    plot_training(folder / CURVE_FILE, run, "recall@20", f"{run.info.stage} on {run.info.domain['name']}")
+    return CURVE_FILE
+
+
+def public_source(source: dict[str, Any]) -> dict[str, Any]:
+    """A Domain's source with absolute paths cut to their last part."""
+    return {key: last_parts(value) if isinstance(value, str) else value for key, value in source.items()}
