@@ -20,13 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bivrec.baselines.towers import feature_tower, tower_views
 from bivrec.cards import tower_card
 from bivrec.config import ModelConfig, model_config_from_dict
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, read_json, sha256, write_json
-from bivrec.model.bivrec import mm_tower
 from bivrec.model.tower import Tower
 from bivrec.training.checkpoint import load_weights, read_weights
 from bivrec.training.run import Run
@@ -64,7 +64,8 @@ class TowerArtefact:
         Raises BivrecError if the Domain's features were made in another way, or the weights do not fit.
         """
         name = str(self.source["name"])
-        tower = mm_tower(self.config, contract_features(self.features, domain, tower=name))
+        sizes = [spec.dimension for spec in self.features.values()]
+        tower = feature_tower(self.config, contract_features(self.features, domain, tower=name), sizes)
         load_weights(tower, self.weights, f"{name}/{WEIGHTS_FILE}")
         return tower
 
@@ -107,8 +108,14 @@ def tower_of_run(run: Run) -> TowerArtefact:
 
     Raises BivrecError if the Run has no multimodal view.
     """
-    if "mm" not in run.config.training.views:
+    views = run.config.training.views
+    if "mm" not in views:
         raise BivrecError(f"{run.path}: trained with the ID view alone, which cannot transfer to another Domain")
+    if "mm" not in tower_views(run.config.model, views):
+        raise BivrecError(
+            f"{run.path}: {run.config.model.system} was trained with IDs and features in one model, which cannot "
+            "transfer to another Domain; train it with --views mm"
+        )
     weights = read_weights(run.checkpoint("best"), "towers.mm.")
     progress = run.progress()
     training = {
