@@ -17,6 +17,8 @@ COMMANDS = {
     "publish": ("publish", "Publish a Run's tower to a folder or the Hugging Face Hub."),
     "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
+    "compare": ("compare", "Train and evaluate many systems on the same Domains, with significance."),
+    "experiment": ("experiment", "Repeat an experiment of the paper: ablation, noise, transfer and others."),
     "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
     "quickstart": ("quickstart", "Run the whole chain on two small synthetic domains."),
 }
