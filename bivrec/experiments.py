@@ -52,7 +52,8 @@ def ablation(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
                 continue
             if "allocation_weight" in changes.get("objective", {}) and base != "bivrec":
                 continue
-            training = _variant(domain, base, "" if variant == "full" else variant.removeprefix("w/o "), changes)
+            suffix = "" if variant == "full" else variant.replace("w/o", "without")
+            training = _variant(domain, base, suffix, changes)
             for view in views:
                 paper = table2(setting, variant, view, domain.name)
                 entries.append(Entry(f"{setting} {view}: {variant}", domain, training, view, paper=paper))
