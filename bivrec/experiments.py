@@ -27,6 +27,7 @@ ABLATION: dict[str, Overrides] = {
     "w/o cluster attention": {"model": {"num_interests": [1], "interests_per_item": 1}},
     "w/o allocation loss": {"objective": {"allocation_weight": 0.0}},
 }
+_ABLATED = (("pure-id", "id"), ("pure-mm", "mm"), *(("bivrec", view) for view in VIEWS))
 MODALITIES = {"text": ["text"], "image": ["image"], "text + image": ["text", "image"]}
 ASSIGNMENTS = ("softmax-soft", "softmax-hard", "gumbel-hard")
 TEMPERATURES = (0.1, 1.0, 10.0)
@@ -41,22 +42,17 @@ _ONE_INTEREST = "w/o cluster attention: one interest, which gathers all tokens a
 def ablation(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     """Table 2: what each module gives, in a single view and in joint training."""
     entries, notes = [], [_ONE_INTEREST]
-    settings = {"pure-id": ("id",), "pure-mm": ("mm",), "bivrec": VIEWS}
-    for domain, (base, views) in itertools.product(domains, settings.items()):
-        full = _config(recipe, base, {})
+    for domain, (base, view) in itertools.product(domains, _ABLATED):
         setting = "joint" if base == "bivrec" else "single-view"
         for variant, changes in ABLATION.items():
-            if variant != "full" and _config(recipe, base, changes) == full:
-                if base == "bivrec":
-                    notes.append(f"{variant}: left out, the recipe has it so already.")
+            if setting == "single-view" and "objective" in changes:
                 continue
-            if "allocation_weight" in changes.get("objective", {}) and base != "bivrec":
+            if changes and _config(recipe, base, changes) == _config(recipe, base, {}):
+                notes.append(f"{variant}: left out, the recipe has it so already.")
                 continue
-            suffix = "" if variant == "full" else variant.replace("w/o", "without")
-            training = _variant(domain, base, suffix, changes)
-            for view in views:
-                paper = table2(setting, variant, view, domain.name)
-                entries.append(Entry(f"{setting} {view}: {variant}", domain, training, view, paper=paper))
+            training = _variant(domain, base, variant.replace("w/o", "without") if changes else "", changes)
+            paper = table2(setting, variant, view, domain.name)
+            entries.append(Entry(variant, domain, training, view, paper=paper, group=f"{setting} {view}"))
     return Study("Ablation of the modules (Table 2)", tuple(entries), tuple(dict.fromkeys(notes)))
 
 
@@ -69,7 +65,7 @@ def modalities(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
                 notes.append(f"{name}: left out on {domain.name}, which has no {absent} features.")
                 continue
             training = _variant(domain, "bivrec", name.replace(" ", ""), {"model": {"modalities": read}})
-            entries += [Entry(f"{name} ({view})", domain, training, view) for view in VIEWS]
+            entries += [Entry(name, domain, training, view, group=view) for view in VIEWS]
     return Study("Modalities of the multimodal view (Fig. 3a)", tuple(entries), tuple(notes))
 
 
@@ -89,9 +85,10 @@ def noise(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     entries = []
     for domain, share in itertools.product(domains, NOISE):
         training = _variant(domain, "bivrec", f"noise-{share:g}" if share else "", {}, noise=share)
+        percent = f"{100 * share:g}"
         for view in VIEWS:
-            label = f"{100 * share:g}"
-            entries.append(Entry(f"{label} % noise ({view})", domain, training, view, place=Place(view, label)))
+            place = Place(view, percent)
+            entries.append(Entry(f"{percent} % noise", domain, training, view, group=view, place=place))
     note = "Noise replaces items of the training sequences, histories and targets alike, by others drawn uniformly."
     return Study("Noise in the training sequences (Fig. 3c)", tuple(entries), (note,))
 
@@ -100,14 +97,14 @@ def cold_start(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     """Fig. 3d: only the last one or two items of the histories are read."""
     entries = []
     for domain in domains:
-        systems: list[tuple[str, str | Training, str]] = [("popularity", "popularity", ""), ("item-knn",) * 2 + ("",)]
-        systems += [("content-knn", "content-knn", "")] if domain.info.features else []
+        floors = ("popularity", "item-knn", *(("content-knn",) if domain.info.features else ()))
+        systems: list[tuple[str, str | Training, str]] = [(floor, floor, "") for floor in floors]
         systems += [(f"bivrec {view}", _variant(domain, "bivrec"), view) for view in VIEWS]
         systems += [("pure-id", _variant(domain, "pure-id"), "id")]
-        for (name, ranked_by, view), last in itertools.product(systems, LAST):
-            read = "all" if last is None else f"last {last}"
-            label = f"{name}, {read}"
-            entries.append(Entry(label, domain, ranked_by, view, last, place=Place(name, read)))
+        for last, (name, ranked_by, view) in itertools.product(LAST, systems):
+            read = "whole histories" if last is None else f"last {last} of the history"
+            place = Place(name, "all" if last is None else str(last))
+            entries.append(Entry(name, domain, ranked_by, view, last, group=read, place=place))
     note = "The targets are the same throughout; items of the history that may not be read still count as seen."
     return Study("Cold start (Fig. 3d)", tuple(entries), (note,))
 
@@ -164,12 +161,14 @@ def sweep(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
                 model = {"num_interests": [count], "interests_per_item": belongs, "assignment": mode}
                 training = _variant(domain, "bivrec", f"k-{count}-f-{belongs}", {"model": model})
                 place = Place(str(belongs), str(count), ("interests K", "interests per item F"))
-                entries.append(Entry(f"K {count}, F {belongs}", domain, training, place=place))
+                entries.append(Entry(f"K {count}, F {belongs}", domain, training, group="interests", place=place))
         for coarse, fine in itertools.product(LOSS_WEIGHTS, LOSS_WEIGHTS):
             weights = {"contrastive_weight": coarse, "allocation_weight": fine}
             training = _variant(domain, "bivrec", f"lambda-{coarse:g}-{fine:g}", {"objective": weights})
             place = Place(f"{fine:g}", f"{coarse:g}", ("contrastive weight lambda1", "allocation weight lambda2"))
-            entries.append(Entry(f"lambda1 {coarse:g}, lambda2 {fine:g}", domain, training, place=place))
+            entries.append(
+                Entry(f"lambda1 {coarse:g}, lambda2 {fine:g}", domain, training, group="losses", place=place)
+            )
     notes.append("Settings are chosen on validation users; the test users are left for what was chosen.")
     return Study("Number of interests and weights of the losses (Fig. 5)", tuple(entries), tuple(notes), "validation")
 
@@ -188,7 +187,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "modalities": Experiment(modalities),
     "assignment": Experiment(assignment, partial(plot_lines, x_label="temperature of the assignment")),
     "noise": Experiment(noise, partial(plot_lines, x_label="items of the training sequences replaced (%)")),
-    "cold-start": Experiment(cold_start, partial(plot_lines, x_label="items of the history that are read")),
+    "cold-start": Experiment(
+        cold_start, partial(plot_lines, x_label="items of the history that are read (most recent)")
+    ),
     "transfer": Experiment(transfer),
     "interests": Experiment(interests, plot_interests, silhouettes),
     "sweep": Experiment(sweep, plot_heat_maps),

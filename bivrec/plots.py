@@ -81,8 +81,10 @@ def plot_study(path: Path, study: Study, measured: Sequence[Measured]) -> None:
         1, len(rows), figsize=(6.5 * len(rows), height), layout="constrained", squeeze=False
     )
     for axes, (name, own) in zip(panels[0], rows.items(), strict=True):
+        groups = list(dict.fromkeys(row.entry.group for row in own))
+        own.sort(key=lambda row: groups.index(row.entry.group))
         means, spread = zip(*(_recall(row) for row in own), strict=True)
-        names = [row.entry.name for row in own]
+        names = [row.entry.label for row in own]
         floors = [isinstance(row.entry.ranked_by, str) for row in own]
         bars = axes.barh(
             range(len(own)),

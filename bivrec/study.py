@@ -72,8 +72,15 @@ class Entry:
     """How many of the most recent items of a history may be read; None: all."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """Metric -> the paper's figure in percent, where it has one."""
+    group: str = ""
+    """What it is compared within: rows of one Domain and group make a table. Its name is unique there."""
     place: Place | None = None
     """Where it stands in a picture of lines or a heat map."""
+
+    @property
+    def label(self) -> str:
+        """Its name where other groups stand beside it."""
+        return f"{self.group}: {self.name}" if self.group else self.name
 
 
 @dataclass(frozen=True)
@@ -186,11 +193,11 @@ class Workshop:
         found: dict[int, Measured] = {}
         for group in _by_model(study.entries):
             first = study.entries[group[0]]
-            report(f"ranking {first.domain.name}: {', '.join(study.entries[index].name for index in group)}")
+            report(f"ranking {first.domain.name}: {', '.join(study.entries[index].label for index in group)}")
             try:
                 measured = self._measure([study.entries[index] for index in group], users[first.domain.path])
             except BivrecError as fault:
-                failed |= {f"{first.domain.name}: {study.entries[index].name}": str(fault) for index in group}
+                failed |= {f"{first.domain.name}: {study.entries[index].label}": str(fault) for index in group}
                 report(str(fault))
             else:
                 found |= dict(zip(group, measured, strict=False))

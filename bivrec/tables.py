@@ -25,18 +25,20 @@ _LATEX = {"best": "textbf:--rwrap;", "second": "underline:--rwrap;", "": ""}
 
 @dataclass(frozen=True)
 class Table:
-    """One Domain under one protocol."""
+    """One Domain and group of entries under one protocol."""
 
     domain: Domain
+    group: str
     remove_seen: bool
     rows: tuple[Measured, ...]
     p_values: dict[str, PValues]
     """Name of a row -> of the difference between it and the best row; the best itself is not in it."""
 
     @property
-    def protocol(self) -> str:
-        """Seen items kept, or removed."""
-        return "seen items removed" if self.remove_seen else "seen items kept"
+    def heading(self) -> str:
+        """What sets it apart from the other tables of a study."""
+        seen = "seen items removed" if self.remove_seen else "seen items kept"
+        return ", ".join(filter(None, (self.domain.name, self.group, seen)))
 
     def means(self, row: Measured) -> dict[str, np.ndarray]:
         """Metric -> mean over users for each seed (one value for a floor), in percent."""
@@ -44,14 +46,15 @@ class Table:
 
 
 def tables_of(measured: Sequence[Measured]) -> list[Table]:
-    """A table for each Domain and protocol; rows in the order of the study."""
-    domains = {row.entry.domain.path: row.entry.domain for row in measured}
+    """A table for each Domain, group and protocol; rows in the order of the study."""
+    groups: dict[tuple[Path, str], list[Measured]] = {}
+    for row in measured:
+        groups.setdefault((row.entry.domain.path, row.entry.group), []).append(row)
     tables = []
-    for domain in domains.values():
-        rows = tuple(row for row in measured if row.entry.domain.path == domain.path)
+    for (_, group), rows in groups.items():
         for remove_seen in (False, True):
             users = {row.entry.name: row.per_user(remove_seen)[TESTED].mean(0) for row in rows}
-            tables.append(Table(domain, remove_seen, rows, against_best(users)))
+            tables.append(Table(rows[0].entry.domain, group, remove_seen, tuple(rows), against_best(users)))
     return tables
 
 
@@ -106,7 +109,7 @@ def _markdown(study: Study, tables: Sequence[Table]) -> str:
             index=frame.index,
         )  # fmt: skip
         text = marked.to_markdown(disable_numparse=True)
-        parts += [f"## {table.domain.name}, {table.protocol}", text, _caption(study, table)]
+        parts += [f"## {table.heading}", text, _caption(study, table)]
     parts += ["\n".join(f"- {note}" for note in study.notes)] if study.notes else []
     return "\n\n".join(parts) + "\n"
 
@@ -118,7 +121,7 @@ def _latex(study: Study, tables: Sequence[Table]) -> str:
         frame.index.name = None
         styler = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
         styler = styler.apply(lambda _, emphasis=emphasis: emphasis.map(_LATEX.__getitem__), axis=None)
-        caption = f"{study.title}: {table.domain.name}, {table.protocol}. {_caption(study, table)}"
+        caption = f"{study.title}: {table.heading}. {_caption(study, table)}"
         parts.append(styler.to_latex(hrules=True, caption=_escaped(caption), position="t", position_float="centering"))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
@@ -133,6 +136,7 @@ def _csv(study: Study, tables: Sequence[Table]) -> str:
                 "domain": table.domain.name,
                 "split": study.split,
                 "seen": "removed" if table.remove_seen else "kept",
+                "group": table.group,
                 "model": row.entry.name,
                 "view": "" if isinstance(row.entry.ranked_by, str) else row.entry.view,
                 "seeds": " ".join(map(str, row.seeds)),
