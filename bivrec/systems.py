@@ -55,7 +55,9 @@ SYSTEMS: dict[str, System] = {
     "sasrec-mm": _system("sasrec", "mm", _SASREC, readout="prefix"),
     "sasrec+": _system("sasrec", "both", _SASREC, "SASRec*+", readout="prefix"),
     "fdsa+": _system("fdsa", "both", "Zhang et al., IJCAI 2019", "FDSA*+", readout="prefix"),
-    "mmsrec": _system("mmsrec", "mm", "Song et al. 2023, arXiv 2304.13277", "MMSRec*", readout="history"),
+    "mmsrec": _system(
+        "mmsrec", "mm", "Song et al. 2023, arXiv 2304.13277", "MMSRec*", readout="history", score="cosine"
+    ),
     "mmmlp": _system("mmmlp", "both", "Liang et al., WWW 2023, arXiv 2302.11243", "MMMLP*", readout="history"),
     "nova+": _system("nova", "both", "Liu et al., AAAI 2021, arXiv 2103.03578", "NOVA*+", readout="prefix"),
     "dif-sr+": _system("dif-sr", "both", "Xie et al., SIGIR 2022, arXiv 2204.11046", "DIF-SR*+", readout="prefix"),

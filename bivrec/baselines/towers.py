@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bivrec.baselines.base import BaselineTower
 from bivrec.baselines.comirec import DynamicRouting, SelfAttentive
-from bivrec.baselines.items import JointItems
+from bivrec.baselines.fdsa import FDSA
+from bivrec.baselines.items import JointItems, ModalityItems
+from bivrec.baselines.mmmlp import MMMLP
+from bivrec.baselines.mmsrec import MMSRec, MMSRecTower
+from bivrec.baselines.re4 import Re4
 from bivrec.baselines.sasrec import SASRec
+from bivrec.baselines.side_information import DIFSR, NOVA
+from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
 from bivrec.model.bivrec import id_tower, mm_tower
 from bivrec.model.tower import FeatureItems, IdItems, Items, Tower
@@ -18,28 +23,23 @@ from bivrec.model.tower import FeatureItems, IdItems, Items, Tower
 JOINT = "both"
 """Name of the one tower of a baseline that reads IDs and features together."""
 
-SEQUENCES: dict[str, Callable[[ModelConfig], nn.Module]] = {
+ONE_VECTOR: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "comirec-sa": SelfAttentive,
     "comirec-dr": DynamicRouting,
     "sasrec": SASRec,
+    "re4": Re4,
+    "unisrec": UniSRec,
 }
-"""Systems with one vector per item -> what reads their histories."""
+"""Systems with one vector for each item, whatever it is made of -> what reads their histories."""
 
-
-class BaselineTower(Tower):
-    """A tower whose item vectors may hold more than the D dimensions that are scored, which are the first."""
-
-    def encode_items(self, indices: Tensor) -> Tensor:
-        """Vectors [..., D'] of the items with these indices."""
-        vectors: Tensor = self.items(indices)
-        if self.config.score == "cosine":
-            scored, rest = vectors.tensor_split([self.config.hidden_size], dim=-1)
-            vectors = torch.cat([functional.normalize(scored, dim=-1, eps=1e-6), rest], dim=-1)
-        return vectors
-
-    def candidates(self, item_vectors: Tensor) -> Tensor:
-        """The scored part [..., D] of item vectors [..., D']."""
-        return item_vectors[..., : self.config.hidden_size]
+PARTS_APART: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
+    "fdsa": FDSA,
+    "mmsrec": MMSRec,
+    "mmmlp": MMMLP,
+    "nova": NOVA,
+    "dif-sr": DIFSR,
+}
+"""Systems that see an item's ID and each of its modalities apart -> what reads their histories."""
 
 
 def fresh_towers(
@@ -87,6 +87,8 @@ def feature_tower(config: ModelConfig, features: Tensor, sizes: Sequence[int]) -
     """An untrained tower that reads features [V + 1, F] alone, modalities of these sizes side by side."""
     if config.system == "bivrec":
         return mm_tower(config, features)
+    if config.system in PARTS_APART:
+        return _parts_tower(config, None, features, sizes)
     return _tower(config, _content(config, features))
 
 
@@ -98,14 +100,23 @@ def _id_tower(config: ModelConfig, num_items: int) -> Tower:
 
 def _joint_tower(config: ModelConfig, num_items: int, features: Tensor, sizes: Sequence[int]) -> Tower:
     identity = IdItems(num_items, config.hidden_size)
+    if config.system in PARTS_APART:
+        return _parts_tower(config, identity, features, sizes)
     return _tower(config, JointItems(identity, _content(config, features)))
 
 
 def _content(config: ModelConfig, features: Tensor) -> FeatureItems:
-    items = FeatureItems(features.shape[1], config.hidden_size)
+    kind = AdaptorItems if config.system == "unisrec" else FeatureItems
+    items = kind(features.shape[1], config.hidden_size)
     items.attach(features)
     return items
 
 
 def _tower(config: ModelConfig, items: Items) -> Tower:
-    return BaselineTower(config, items, SEQUENCES[config.system](config))
+    return BaselineTower(config, items, ONE_VECTOR[config.system](config))
+
+
+def _parts_tower(config: ModelConfig, identity: IdItems | None, features: Tensor, sizes: Sequence[int]) -> Tower:
+    items = ModalityItems(identity, features, sizes, config.hidden_size)
+    kind = MMSRecTower if config.system == "mmsrec" else BaselineTower
+    return kind(config, items, PARTS_APART[config.system](config, len(sizes)))

@@ -219,6 +219,6 @@ class Tower(nn.Module):
         """The part [..., D] of item vectors that histories are scored against."""
         return item_vectors
 
-    def auxiliary_loss(self, item_vectors: Tensor, mask: Tensor) -> Tensor | None:
-        """A further loss of the histories with these item vectors [B, N, D] and mask [B, N], weighted; None: none."""
+    def auxiliary_loss(self, item_vectors: Tensor, mask: Tensor, interests: Interests) -> Tensor | None:
+        """A further weighted loss of histories (as for `encode_histories`) and their interests; None: there is none."""
         return None

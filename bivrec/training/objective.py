@@ -81,7 +81,7 @@ class Objective(nn.Module):
             )
         # Slices hold different numbers of targets; each target of the global batch weighs the same.
         losses = {f"loss_{view}": total / batch.mean_targets}
-        auxiliary = tower.auxiliary_loss(history, mask)
+        auxiliary = tower.auxiliary_loss(history, mask, interests)
         if auxiliary is not None:
             losses[f"auxiliary_{view}"] = auxiliary
         return interests, losses
