@@ -29,6 +29,15 @@ ABLATION: dict[str, Overrides] = {
 }
 _ABLATED = (("pure-id", "id"), ("pure-mm", "mm"), *(("bivrec", view) for view in VIEWS))
 MODALITIES = {"text": ["text"], "image": ["image"], "text + image": ["text", "image"]}
+_ZERO_SHOT: tuple[tuple[str, str, Sequence[str], str], ...] = (
+    ("comirec-sa", "", (), "ComiRec-SA+"),
+    ("unisrec", "", (), ""),
+    ("bivrec", "text", ("text",), "text"),
+    ("bivrec", "image", ("image",), "image"),
+    ("bivrec", "text + image", ("text", "image"), "both"),
+)
+"""System, the features that it reads (none named: all of the source), and its row of Table 3."""
+_SUPERVISED = (("comirec-sa+", "Supervised"), ("unisrec+", ""), ("bivrec", ""))
 ASSIGNMENTS = ("softmax-soft", "softmax-hard", "gumbel-hard")
 TEMPERATURES = (0.1, 1.0, 10.0)
 NOISE = (0.0, 0.05, 0.1, 0.2)
@@ -117,21 +126,19 @@ def transfer(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     entries, notes = [], ["zero-shot rows were trained on the source alone; supervised rows on the target."]
     for target in targets:
         entries += [Entry(floor, target, floor) for floor in ("popularity", "content-knn", "recent-content-knn")]
-        rows = [("bivrec", name, read) for name, read in MODALITIES.items()]
-        for base, name, read in (("comirec-sa", "", []), *rows):
+        for base, name, read, paper_row in _ZERO_SHOT:
             label = f"zero-shot {base} {name}".rstrip()
             if absent := _absent(source, read):
                 notes.append(f"{label}: left out, {source.name} has no {absent} features.")
                 continue
-            if read and not [modality for modality in read if not _absent(target, [modality])]:
+            if read and all(_absent(target, [modality]) for modality in read):
                 notes.append(f"{label}: left out on {target.name}, which has no {name} features.")
                 continue
-            training = _transferable(source, base, name, read)
-            printed = table3({"text + image": "both", "": "ComiRec-SA+"}.get(name, name), source.name, target.name)
-            entries.append(Entry(label, target, training, "mm", paper=printed))
-        printed = table3("Supervised", source.name, target.name)
-        entries.append(Entry("supervised comirec-sa+", target, _variant(target, "comirec-sa+"), paper=printed))
-        entries.append(Entry("supervised bivrec", target, _variant(target, "bivrec")))
+            paper = table3(paper_row, source.name, target.name)
+            entries.append(Entry(label, target, _transferable(source, base, name, read), "mm", paper=paper))
+        for base, paper_row in _SUPERVISED:
+            paper = table3(paper_row, source.name, target.name)
+            entries.append(Entry(f"supervised {base}", target, _variant(target, base), SYSTEMS[base].view, paper=paper))
     return Study(f"Transfer from {source.name} (Table 3)", tuple(entries), tuple(dict.fromkeys(notes)))
 
 
