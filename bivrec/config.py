@@ -24,6 +24,19 @@ VIEWS = ("id", "mm")
 MOST_STAGES = 64
 """Scales, or clustering stages, of a model. Like the greatest values below, far beyond any use: a configuration
 that was taken from anywhere must not ask for more modules than fit into memory."""
+SYSTEM_LIMITS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
+    "comirec-sa": ((("id",), ("mm",), ("id", "mm")), ("history", "prefix")),
+    "comirec-dr": ((("id",), ("mm",), ("id", "mm")), ("history", "prefix")),
+    "sasrec": ((("id",), ("mm",), ("id", "mm")), ("history", "prefix")),
+    "fdsa": ((("id", "mm"),), ("history", "prefix")),
+    "mmsrec": ((("mm",),), ("history",)),
+    "mmmlp": ((("id", "mm"),), ("history",)),
+    "nova": ((("id", "mm"),), ("history", "prefix")),
+    "dif-sr": ((("id", "mm"),), ("history", "prefix")),
+    "re4": ((("id",), ("mm",), ("id", "mm")), ("history",)),
+    "unisrec": ((("mm",), ("id", "mm")), ("history", "prefix")),
+}
+"""Baseline -> the views that it can be trained with, and its readouts. BiVRec has all."""
 
 T = TypeVar("T")
 
@@ -44,6 +57,13 @@ def _setting(
 class ModelConfig:
     """Architecture of a tower (both views share it) and of the two views together."""
 
+    system: str = _setting(
+        "bivrec",
+        "bivrec, or a baseline, which reads [id, mm] in one model; of this section, baselines read hidden_size, "
+        "dropout, max_history, score, modalities and readout; comirec and re4 also the last of num_interests, the "
+        "others num_layers and num_heads",
+        choices=("bivrec", *SYSTEM_LIMITS),
+    )
     hidden_size: int = _setting(64, "width D of items, tokens and interests", low=2, high=1 << 14)
     num_layers: int = _setting(2, "transformer layers with Gaussian attention", low=0, high=256)
     num_heads: int = _setting(2, "attention heads; must divide hidden_size", low=1, high=1 << 14)
@@ -190,7 +210,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
 
 def model_config_from_dict(values: Mapping[str, Any], source: str) -> ModelConfig:
     """Build the architecture of a published tower, with the same checks as a recipe."""
-    return config_from_dict({"model": values}, source).model
+    return config_from_dict({"model": values, "training": {"views": ["mm"]}}, source).model
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -307,10 +327,34 @@ def _contradictions(config: Config) -> list[str]:
         faults.append(f"training.views: expected one or more of {', '.join(VIEWS)}")
     if training.selection_view != "both" and training.selection_view not in training.views:
         faults.append(f"training.selection_view: the view {training.selection_view} is not in training.views")
+    if model.system in SYSTEM_LIMITS:
+        faults += _system_faults(model, training)
     if training.batch_size % training.accumulate:
         faults.append(
             f"training.accumulate: {training.accumulate} does not divide training.batch_size {training.batch_size}"
         )
     if objective.candidates == "in-batch" and training.batch_size < 2:
         faults.append("training.batch_size: in-batch candidates need at least 2 sequences")
+    return faults
+
+
+def _system_faults(model: ModelConfig, training: TrainingConfig) -> list[str]:
+    """What a baseline cannot do."""
+    views, readouts = SYSTEM_LIMITS[model.system]
+    faults = []
+    if tuple(sorted(training.views)) not in views:
+        allowed = " or ".join(f"[{', '.join(option)}]" for option in views)
+        faults.append(f"training.views: the system {model.system} is trained with {allowed}")
+    if model.readout not in readouts:
+        faults.append(f"model.readout: the system {model.system} has no readout {model.readout}; set {readouts[0]}")
+    if len(training.views) > 1 and training.selection_view != "both":
+        faults.append(
+            f"training.selection_view: the system {model.system} has one model of both views; set both, "
+            f"found {training.selection_view}"
+        )
+    if len(training.views) > 1 and (training.frozen_tower_steps or training.tower_learning_rate is not None):
+        faults.append(
+            f"training.frozen_tower_steps, training.tower_learning_rate: the system {model.system} has one model of "
+            "both views, without a tower to treat apart; leave them out"
+        )
     return faults

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.artefact import Tower
+from bivrec.baselines.towers import transferred_views, with_ids
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.model.bivrec import BiVRec
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
@@ -72,9 +73,7 @@ def finetune(
         if from_scratch:
             return fresh_model(config, domain, features, reader=str(tower.source["name"]))
         adapted = tower.clone(config.model).attach(domain).train()
-        if "id" not in views:
-            return BiVRec({"mm": adapted})
-        return BiVRec({"id": id_tower(config.model, domain.num_items), "mm": adapted})
+        return BiVRec(with_ids(adapted, domain.num_items) if "id" in views else {"mm": adapted})
 
     return fit(
         "finetune",
@@ -84,7 +83,7 @@ def finetune(
         features,
         make_model,
         started_from=None if from_scratch else tower.source,
-        pretrained=() if from_scratch else ("mm",),
+        pretrained=() if from_scratch else transferred_views(config),
         overwrite=overwrite,
         tracker=tracker,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from bivrec.baselines.towers import transferred_views
 from bivrec.config import MODALITIES, Config
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
@@ -57,7 +58,7 @@ def resume(path: Path, tracker: str | None = None) -> Run:
         run.feature_specs,
         lambda: fresh_model(run.config, domain, run.feature_specs, reader=str(path)),
         # Only a tower that came from elsewhere has a learning rate of its own.
-        pretrained=("mm",) if run.info.started_from else (),
+        pretrained=transferred_views(run.config) if run.info.started_from else (),
         resume=True,
         tracker=tracker,
     )

@@ -95,7 +95,7 @@ def test_all_faults_are_reported_at_once() -> None:
     )
     for expected in (
         "modle: unknown key; did you mean model? allowed: description, model, objective, training",
-        "model.hidden: unknown key; did you mean hidden_size? allowed: hidden_size, num_layers",
+        "model.hidden: unknown key; did you mean hidden_size? allowed: system, hidden_size, num_layers",
         "model.dropout: 2.0 is above the greatest allowed value 0.95",
         "model.gaussian: 'none at all' is not one of product, bias, none",
         "model.scales: expected int, found 'x'",

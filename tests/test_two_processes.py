@@ -34,6 +34,7 @@ CONFIGS: dict[str, Config] = {
         training={**STEPS, "targets_per_sequence": 3},
     ),
     "accumulated": config(model=NOISELESS, training={**STEPS, "views": ["id"], "accumulate": 2}),
+    "baseline": config(model={**NOISELESS, "system": "dif-sr", "readout": "prefix"}, training=STEPS),
     "in-batch": config(model=NOISELESS, objective={"candidates": "in-batch"}, training=STEPS),
 }
 

@@ -18,6 +18,8 @@ COMMANDS = {
     "publish-domain": ("publish_domain", "Publish a Domain as a data set, to a folder or the Hugging Face Hub."),
     "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
+    "compare": ("compare", "Train and evaluate many systems on the same Domains, with significance."),
+    "experiment": ("experiment", "Repeat an experiment of the paper: ablation, noise, transfer and others."),
     "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
     "quickstart": ("quickstart", "Run the whole chain on two small synthetic domains."),
 }

@@ -53,6 +53,9 @@ class ModelScorer:
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
         self._catalogues = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
+        self._candidates = [
+            tower.candidates(catalogue) for tower, catalogue in zip(self._towers, self._catalogues, strict=True)
+        ]
 
     @torch.no_grad()
     def encode(self, histories: Tensor) -> list[Tensor]:
@@ -67,9 +70,9 @@ class ModelScorer:
     def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
         total = None
-        for interests, catalogue, weight in zip(users, self._catalogues, self._weights, strict=False):
+        for interests, candidates, weight in zip(users, self._candidates, self._weights, strict=False):
             batch, count, _ = interests.shape
-            affinity = interests.flatten(0, 1) @ catalogue[first:last].T
+            affinity = interests.flatten(0, 1) @ candidates[first:last].T
             affinity = affinity.view(batch, count, -1)
             best = affinity.logsumexp(1) if self._towers[0].config.interest_score == "logsumexp" else affinity.amax(1)
             total = weight * best if total is None else total + weight * best

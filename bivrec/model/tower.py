@@ -118,7 +118,19 @@ def _spread_decays(count: int) -> Tensor:
     return torch.linspace(math.log(fastest), math.log(slowest), count)
 
 
-class IdItems(nn.Module):
+class Items(nn.Module):
+    """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
+
+    def attach(self, features: Tensor) -> None:
+        """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. Items without features do not."""
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        raise NotImplementedError
+
+
+class IdItems(Items):
     """Item vectors from a trainable table, one row per item of a Domain.
 
     With `table.sparse`, the gradient of the table holds only the rows that were read.
@@ -142,7 +154,7 @@ class IdItems(nn.Module):
         return vectors
 
 
-class FeatureItems(nn.Module):
+class FeatureItems(Items):
     """Item vectors from frozen features, through a projection that transfers between Domains.
 
     The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
@@ -187,12 +199,13 @@ class FeatureItems(nn.Module):
 class Tower(nn.Module):
     """Items and histories of one view in one vector space: score(u, i) = max_k v_k . x_i (section 7 of the method)."""
 
-    def __init__(self, config: ModelConfig, items: IdItems | FeatureItems) -> None:
+    def __init__(self, config: ModelConfig, items: Items, sequence: nn.Module | None = None) -> None:
+        """`sequence` reads histories, as SequenceEncoder does, which is the default."""
         super().__init__()
         self.config = config
         self.items = items
         free = isinstance(items, IdItems) or config.mm_interests == "free"
-        self.sequence = SequenceEncoder(config, free)
+        self.sequence = SequenceEncoder(config, free) if sequence is None else sequence
         if config.score == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_COSINE_SCALE)))
 
@@ -210,3 +223,11 @@ class Tower(nn.Module):
             scaled = functional.normalize(found.vectors, dim=-1, eps=1e-6) * self.log_scale.exp()
             found = Interests(scaled, found.allocation, found.mask)
         return found
+
+    def candidates(self, item_vectors: Tensor) -> Tensor:
+        """The part [..., D] of item vectors that histories are scored against."""
+        return item_vectors
+
+    def auxiliary_loss(self, item_vectors: Tensor, mask: Tensor, interests: Interests) -> Tensor | None:
+        """A further weighted loss of histories (as for `encode_histories`) and their interests; None: there is none."""
+        return None

@@ -38,11 +38,13 @@ class Objective(nn.Module):
         Each value is this process's share: its mean over processes is the value of the global batch.
         """
         rows = _Rows.of(batch, candidates, self.model.num_items)
-        interests, parts = {}, {}
+        interests: dict[str, Interests] = {}
+        parts: dict[str, Tensor] = {}
         for view in self.model.views:
-            interests[view], parts[f"loss_{view}"] = self._view(view, batch, candidates, rows)
+            interests[view], losses = self._view(view, batch, candidates, rows)
+            parts |= losses
         if len(interests) == 1:
-            return {"loss": parts[f"loss_{self.model.views[0]}"], **parts}
+            return {"loss": torch.stack(list(parts.values())).sum(), **parts}
         balance = mean_over_processes(parts["loss_id"]) / mean_over_processes(parts["loss_mm"])
         parts["contrastive"] = self._contrastive(interests["id"], interests["mm"], batch.users)
         parts["allocation"] = allocation_loss(interests["id"].allocation, interests["mm"].allocation)
@@ -54,13 +56,14 @@ class Objective(nn.Module):
         )
         return {"loss": loss, **parts}
 
-    def _view(self, view: str, batch: Batch, candidates: Candidates | None, rows: _Rows) -> tuple[Interests, Tensor]:
+    def _view(
+        self, view: str, batch: Batch, candidates: Candidates | None, rows: _Rows
+    ) -> tuple[Interests, dict[str, Tensor]]:
         tower = self.model.tower(view)
         # Every item of the step is embedded or projected once, whatever part it plays.
-        vectors = tower.encode_items(rows.items)
-        interests = tower.encode_histories(
-            functional.embedding(rows.history, vectors), batch.history > 0, batch.positions
-        )
+        items = tower.encode_items(rows.items)
+        vectors, history, mask = tower.candidates(items), functional.embedding(rows.history, items), batch.history > 0
+        interests = tower.encode_histories(history, mask, batch.positions)
         learnt = batch.targets > 0
         readouts, targets = interests.vectors[learnt], rows.targets[learnt]
         sequence = learnt.nonzero()[:, 0]
@@ -72,8 +75,8 @@ class Objective(nn.Module):
                 readouts, targets - 1, vectors[1:], scored_by, None if own is None else own[sequence] - 1
             )
         else:
-            items = batch.targets[learnt]
-            left_out = items.unsqueeze(1) == candidates.items
+            learnt_items = batch.targets[learnt]
+            left_out = learnt_items.unsqueeze(1) == candidates.items
             if own is not None:
                 left_out |= (own.unsqueeze(2) == candidates.items).any(1)[sequence]
             total = sampled_softmax_loss(
@@ -81,12 +84,16 @@ class Objective(nn.Module):
                 functional.embedding(targets, vectors),
                 functional.embedding(rows.candidates, vectors),
                 left_out=left_out,
-                target_log_inclusion=candidates.log_inclusion[items],
+                target_log_inclusion=candidates.log_inclusion[learnt_items],
                 candidate_log_inclusion=candidates.log_inclusion[candidates.items],
                 scored_by=scored_by,
             )
         # Slices hold different numbers of targets; each target of the global batch weighs the same.
-        return interests, total / batch.mean_targets
+        losses = {f"loss_{view}": total / batch.mean_targets}
+        auxiliary = tower.auxiliary_loss(history, mask, interests)
+        if auxiliary is not None:
+            losses[f"auxiliary_{view}"] = auxiliary
+        return interests, losses
 
     def _contrastive(self, id_view: Interests, mm_view: Interests, users: Tensor) -> Tensor:
         cross_view = self.model.cross_view

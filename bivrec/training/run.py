@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import CATALOGUE_FILE, Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
-from bivrec.model.bivrec import BiVRec, id_tower, mm_tower
+from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import Progress, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
@@ -146,12 +147,10 @@ def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSp
 
     `reader` names who expects them, if they differ.
     """
-    towers = {}
-    if "id" in config.training.views:
-        towers["id"] = id_tower(config.model, domain.num_items)
-    if "mm" in config.training.views:
-        towers["mm"] = mm_tower(config.model, contract_features(features, domain, tower=reader))
-    return BiVRec(towers)
+    views = config.training.views
+    table = contract_features(features, domain, tower=reader) if "mm" in views else None
+    sizes = [spec.dimension for spec in features.values()]
+    return BiVRec(fresh_towers(config.model, views, domain.num_items, table, sizes))
 
 
 def domain_record(domain: Domain) -> dict[str, Any]:

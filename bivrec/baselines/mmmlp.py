@@ -1,0 +1,89 @@
+"""MMMLP: multi-modal multilayer perceptron (Liang et al., WWW 2023, arXiv 2302.11243)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bivrec.baselines.attention import INITIAL_STD, one_interest
+from bivrec.config import ModelConfig
+from bivrec.model.tower import Interests
+
+
+class SequenceMixer(nn.Module):
+    """x + W_2 GELU(W_1 norm(x)) along the history; weights belong to ages, so left padding has none."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.inner = nn.Parameter(torch.empty(config.max_history, config.max_history))
+        self.outer = nn.Parameter(torch.empty(config.max_history, config.max_history))
+        for weight in (self.inner, self.outer):
+            nn.init.trunc_normal_(weight, std=INITIAL_STD)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Mixed tokens [B, N, D]; mask [B, N]."""
+        length = tokens.shape[1]
+        by_age = (self.norm(tokens) * mask.unsqueeze(-1)).flip(1)
+        hidden = functional.gelu(self.inner[:, :length] @ by_age)
+        mixed: Tensor = tokens + self.dropout((self.outer[:length] @ hidden).flip(1))
+        return mixed
+
+
+class ChannelMixer(nn.Module):
+    """x + W_4 GELU(W_3 norm(x)) along the last axis."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.mixer = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mixed tokens [..., W]."""
+        mixed: Tensor = tokens + self.mixer(tokens)
+        return mixed
+
+
+class FeatureMixer(nn.Module):
+    """Layers that mix one modality of a history along its items, then along its channels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.sequence = nn.ModuleList(SequenceMixer(config) for _ in range(config.num_layers))
+        self.channels = nn.ModuleList(
+            ChannelMixer(config.hidden_size, config.dropout) for _ in range(config.num_layers)
+        )
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Mixed tokens [B, N, D]; mask [B, N]."""
+        for sequence, channels in zip(self.sequence, self.channels, strict=True):
+            tokens = channels(sequence(tokens, mask))
+        return tokens
+
+
+class MMMLP(nn.Module):
+    """A feature mixer for each modality, IDs among them, and a fusion mixer across them.
+
+    The mean of the fused modalities at the most recent item is scored against the ID vectors.
+    """
+
+    def __init__(self, config: ModelConfig, num_modalities: int) -> None:
+        super().__init__()
+        self.feature_mixers = nn.ModuleList(FeatureMixer(config) for _ in range(1 + num_modalities))
+        self.fusion_mixer = ChannelMixer(1 + num_modalities, config.dropout)
+        self.channel_mixer = ChannelMixer(config.hidden_size, config.dropout)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, items: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
+        """One interest [B, 1, 1, D] of each history; items [B, N, (1 + M) D]: IDs, then M modalities."""
+        parts = zip(self.feature_mixers, items.tensor_split(len(self.feature_mixers), dim=-1), strict=True)
+        latest = torch.stack([mixer(part, mask)[:, -1] for mixer, part in parts], -1)
+        fused = self.channel_mixer(self.fusion_mixer(latest).transpose(1, 2))
+        return one_interest(self.norm(fused.mean(1)).unsqueeze(1), mask)

@@ -1,0 +1,92 @@
+"""Re4: re-contrast, re-attend, re-construct for multi-interest recommendation (Zhang et al., WWW 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bivrec.baselines.comirec import readable
+from bivrec.config import ModelConfig
+from bivrec.model.tower import Interests
+
+CONTRAST_TEMPERATURE = 0.02
+ATTEND_WEIGHT, CONTRAST_WEIGHT, CONSTRUCT_WEIGHT = 0.01, 0.1, 0.1
+
+
+class Re4(nn.Module):
+    """Interests by attention, a = softmax(W_2 tanh(W_1 X)), z = a X W_3, and three backward flows from them to items.
+
+    Items with more than an equal share of an interest's attention represent it. Re-contrast: an interest is nearer to
+    them than to other items, other interests and another user's items. Re-attend: attention agrees with the dot
+    products of interests and items. Re-construct: an interest gives back the items that represent it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.dropout = nn.Dropout(config.dropout)
+        self.inner = nn.Linear(width, 4 * width, bias=False)
+        self.outer = nn.Linear(4 * width, config.num_interests[-1], bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.value.weight)
+        self.upsample = nn.Linear(width, width * config.max_history)
+        self.construct_inner = nn.Linear(width, width, bias=False)
+        self.construct_outer = nn.Linear(width, config.max_history, bias=False)
+        self.construct_value = nn.Linear(width, width, bias=False)
+
+    def forward(self, items: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
+        """K interests [B, 1, K, D] of histories with item vectors [B, N, D] and mask [B, N]."""
+        items = self.dropout(items)
+        logits = self.outer(torch.tanh(self.inner(items))).transpose(1, 2)
+        visible = readable(mask, None).squeeze(1)
+        weights = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+        return Interests((weights @ self.value(items)).unsqueeze(1), weights, mask)
+
+    def auxiliary_loss(self, items: Tensor, mask: Tensor, interests: Interests) -> Tensor:
+        """The weighted losses of the backward flows, means over users."""
+        found, attention = interests.vectors[:, -1], interests.allocation
+        representative = attention > 1 / mask.sum(1)[:, None, None]
+        contrast = contrast_loss(items, mask, found, representative)
+        attend = attend_loss(items, mask, found, attention)
+        construct = self._construct_loss(items, mask, found, representative)
+        return CONTRAST_WEIGHT * contrast + ATTEND_WEIGHT * attend + CONSTRUCT_WEIGHT * construct
+
+    def _construct_loss(self, items: Tensor, mask: Tensor, found: Tensor, representative: Tensor) -> Tensor:
+        """Squared error of the representative items as an interest [B, K, D] gives them back."""
+        length = items.shape[1]
+        # What is made of an interest belongs to ages, the most recent first.
+        made = self.upsample(found).unflatten(-1, (-1, items.shape[2]))[:, :, :length]
+        logits = self.construct_outer(torch.tanh(self.construct_inner(made)))[..., :length].transpose(2, 3)
+        real = mask.flip(1)[:, None, None, :]
+        shares = logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(-1)
+        given = (shares @ self.construct_value(made)).flip(2)
+        error = (given - items.unsqueeze(1)).square().mean(-1)
+        return mean_of_users(error, representative)
+
+
+def contrast_loss(items: Tensor, mask: Tensor, found: Tensor, representative: Tensor) -> Tensor:
+    """InfoNCE of interests [B, K, D] and the items [B, N, D] that represent them, representative [B, K, N]."""
+    vectors, interests = functional.normalize(items, dim=-1), functional.normalize(found, dim=-1)
+    lowest = torch.finfo(vectors.dtype).min
+    own = (interests @ vectors.transpose(1, 2) / CONTRAST_TEMPERATURE).masked_fill(~mask.unsqueeze(1), lowest)
+    itself = torch.eye(found.shape[1], dtype=torch.bool, device=found.device)
+    among = (interests @ interests.transpose(1, 2) / CONTRAST_TEMPERATURE).masked_fill(itself, lowest)
+    other_mask = mask.roll(1, 0).unsqueeze(1)
+    others = interests @ vectors.roll(1, 0).transpose(1, 2) / CONTRAST_TEMPERATURE
+    others = others.masked_fill(~other_mask, lowest)
+    normaliser = torch.cat([own, among, others], -1).logsumexp(-1, keepdim=True)
+    return mean_of_users(normaliser - own, representative)
+
+
+def attend_loss(items: Tensor, mask: Tensor, found: Tensor, attention: Tensor) -> Tensor:
+    """Cross-entropy of attention [B, K, N] with respect to the softmax of interests [B, K, D] dot items [B, N, D]."""
+    products = found @ items.transpose(1, 2)
+    wanted = products.masked_fill(~mask.unsqueeze(1), torch.finfo(products.dtype).min).softmax(-1)
+    logarithms = attention.clamp(min=torch.finfo(attention.dtype).tiny).log()
+    return -(wanted * logarithms * mask.unsqueeze(1)).sum(-1).mean()
+
+
+def mean_of_users(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over users of the mean of a user's chosen values, both [B, K, N]; a user without any counts 0."""
+    return ((values * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp(min=1)).mean()

@@ -1,0 +1,60 @@
+"""UniSRec: universal sequence representations (Hou et al., KDD 2022, arXiv 2206.05941)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bivrec.baselines.sasrec import SASRec
+from bivrec.model.tower import FeatureItems, Interests
+
+NUM_EXPERTS = 8
+ITEM_DROP = 0.2
+CONTRAST_TEMPERATURE = 0.07
+CONTRAST_WEIGHT = 1e-3
+
+
+class AdaptorItems(FeatureItems):
+    """Item vectors from frozen features by parametric whitening and a mixture of experts (Eq. 2-5).
+
+    Each of G experts whitens, (x - b) W; the offset b W is learnt itself. Gates are softmax(x W_2 + noise), with
+    Gaussian noise of width softplus(x W_3) in training alone.
+    """
+
+    def __init__(self, feature_size: int, hidden_size: int) -> None:
+        super().__init__(feature_size, hidden_size)
+        self.projection = nn.Linear(feature_size, NUM_EXPERTS * hidden_size, bias=False)
+        for expert in self.projection.weight.data.view(NUM_EXPERTS, hidden_size, feature_size):
+            nn.init.orthogonal_(expert)
+        self.offset = nn.Parameter(torch.zeros(NUM_EXPERTS, hidden_size))
+        self.gate = nn.Linear(feature_size, NUM_EXPERTS, bias=False)
+        self.noise = nn.Linear(feature_size, NUM_EXPERTS, bias=False)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
+        features = functional.embedding(indices, self._attached())
+        logits = self.gate(features)
+        if self.training:
+            logits = logits + torch.randn_like(logits) * functional.softplus(self.noise(features))
+        whitened = self.projection(features).view(*indices.shape, *self.offset.shape) + self.offset
+        mixed: Tensor = (logits.softmax(-1).unsqueeze(-1) * whitened).sum(-2)
+        return mixed * (indices > 0).unsqueeze(-1)
+
+
+class UniSRec(SASRec):
+    """A causal transformer over adapted features, with sequence-sequence contrast beside the next item (Eq. 9).
+
+    The sequence-item task (Eq. 8) is the recommendation loss, with the negatives of the objective. With IDs, their
+    vectors are added to the items': the paper's transductive setting.
+    """
+
+    def auxiliary_loss(self, items: Tensor, mask: Tensor, interests: Interests) -> Tensor:
+        """InfoNCE of each user and the same user with a share of the items dropped, against the users of the batch."""
+        kept = mask & (torch.rand(mask.shape, device=mask.device) >= ITEM_DROP)
+        kept[:, -1] = mask[:, -1]
+        dropped = functional.normalize(self(items, kept).vectors[:, -1, 0], dim=-1)
+        whole = functional.normalize(interests.vectors[:, -1, 0], dim=-1)
+        logits = whole @ dropped.T / CONTRAST_TEMPERATURE
+        own = torch.arange(len(logits), device=logits.device)
+        return CONTRAST_WEIGHT * functional.cross_entropy(logits.float(), own)

@@ -1,0 +1,44 @@
+"""bivrec compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bivrec.cli.options import FOLDER, set_option
+from bivrec.cli.studies import carry_out, comma_list, study_options
+from bivrec.systems import SYSTEMS
+
+MODELS_HELP = (
+    "Models, with commas or the option again: popularity, item-knn, content-knn, recent-content-knn, "
+    f"{', '.join(SYSTEMS)}.  [default: all that the features of the Domains allow]"
+)
+
+
+@click.command()
+@click.argument("domains", metavar="DOMAIN...", type=FOLDER, nargs=-1, required=True)
+@click.option("--models", multiple=True, callback=comma_list, metavar="NAME,...", help=MODELS_HELP)
+@study_options
+@set_option
+def compare(
+    domains: tuple[Path, ...],
+    models: tuple[str, ...],
+    seeds: tuple[int, ...],
+    recipe: str,
+    path: Path,
+    jobs: int | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train and evaluate many systems on the same Domains with the same budget.
+
+    Every training is an ordinary Run in FOLDER/runs/DOMAIN/MODEL/seed-SEED. What is finished is kept: the same command
+    goes on where it stopped, and may ask for more models, Domains and seeds. A model that fails does not stop the
+    others. Writes comparison.md, .csv, .tex and .png into FOLDER: metrics on the test users with seen items kept and
+    removed, the significance of the best model's lead, training time, and the paper's figures.
+    """
+    from bivrec.compare import comparison
+    from bivrec.data.domain import Domain
+
+    study = comparison([Domain.open(domain) for domain in domains], models)
+    carry_out(study, "comparison", path, recipe, overrides, seeds, jobs)

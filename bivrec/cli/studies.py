@@ -1,0 +1,77 @@
+"""What `compare` and `experiment` share: options, and how a study is carried out and told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bivrec.cli.options import FOLDER
+from bivrec.errors import BivrecError
+
+if TYPE_CHECKING:
+    from bivrec.study import Study
+
+
+def comma_list(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Callback of a repeatable option whose values may hold several words with commas between them; none twice."""
+    words = [word.strip() for value in values for word in value.split(",")]
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+def _seeds(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    kind: click.ParamType[Any] = click.IntRange(min=0)
+    return tuple(dict.fromkeys(kind.convert(word, parameter, ctx) for word in comma_list(ctx, parameter, values)))
+
+
+_OPTIONS = (
+    click.option("--seeds", multiple=True, callback=_seeds, default=("0",), metavar="SEED,...",
+                 help="Seeds, with commas or the option again: each model is trained once with each."),
+    click.option("--recipe", default="default", help="A recipe of stage pretrain (`bivrec recipes`), or a YAML file."),
+    click.option("--to", "path", type=FOLDER, required=True, help="Folder of the study."),
+    click.option("--jobs", type=click.IntRange(min=1),
+                 help="Trainings at once, on a GPU each or sharing the processor.  [default: number of GPUs, or 1]"),
+)  # fmt: skip
+
+
+def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that carries out a study."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def carry_out(
+    study: Study,
+    name: str,
+    path: Path,
+    recipe: str,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    jobs: int | None,
+    **more: Any,
+) -> None:
+    """Carry a study out, and say what came of it. Raises BivrecError at the end if trainings failed."""
+    import torch
+
+    from bivrec import compare as stage
+    from bivrec.recipes import read_recipe
+
+    if not seeds:
+        raise BivrecError("--seeds: expected at least one")
+    failed = stage.carry_out(
+        study,
+        name,
+        path,
+        read_recipe(recipe, "pretrain", overrides),
+        seeds,
+        parallel=jobs or max(1, torch.cuda.device_count()),
+        report=lambda line: click.echo(line, err=True),
+        **more,
+    )
+    if (path / f"{name}.md").exists():
+        click.echo((path / f"{name}.md").read_text(encoding="utf-8"), nl=False)
+    if failed:
+        raise BivrecError(f"{len(failed)} failed and are not in the tables: {', '.join(failed)}")

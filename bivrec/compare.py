@@ -1,0 +1,111 @@
+"""Many systems on the same Domains with the same budget (Table 1 of the paper), told with their uncertainty."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bivrec.baselines.floors import FLOORS
+from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.paper import table1
+from bivrec.plots import plot_study
+from bivrec.study import Entry, Measured, Overrides, Study, Training, Workshop
+from bivrec.systems import SYSTEMS, System
+from bivrec.tables import tables_of, write_tables
+
+CONTENT_FLOORS = ("content-knn", "recent-content-knn")
+MODELS = (*FLOORS, *SYSTEMS)
+NOTES = (
+    "popularity, item-knn and the content-knn floors need no training.",
+    "bivrec-id, bivrec-mm and bivrec (both views) are one training.",
+    "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget.",
+)
+LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
+
+Finish = Callable[[Workshop, Sequence[Measured]], list[Measured]]
+Picture = Callable[[Path, Study, Sequence[Measured]], None]
+
+
+def comparison(domains: Sequence[Domain], models: Sequence[str] = ()) -> Study:
+    """The study of the named models (none: all that the Domain's features allow) on each Domain.
+
+    Raises BivrecError if a name is unknown, or a Domain lacks the features that a named model reads.
+    """
+    unknown = [name for name in models if name not in MODELS]
+    if unknown:
+        raise BivrecError(f"--models {unknown[0]}: there is no such model; there are {', '.join(MODELS)}")
+    entries = []
+    for domain in domains:
+        fitting = [name for name in MODELS if domain.info.features or not _needs_features(name)]
+        for name in models or fitting:
+            if name not in fitting:
+                raise BivrecError(f"--models {name}: {domain.path} has no features; run `bivrec encode {domain.path}`")
+            entries.append(_entry(domain, name))
+    title = f"Comparison on {', '.join(domain.name for domain in domains)}"
+    return Study(title, tuple(entries), NOTES)
+
+
+def carry_out(
+    study: Study,
+    name: str,
+    path: Path,
+    recipe: Mapping[str, Any],
+    seeds: Sequence[int],
+    *,
+    parallel: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+    finish: Finish | None = None,
+    picture: Picture = plot_study,
+) -> dict[str, str]:
+    """Train what `path` lacks, rank with everything, and write NAME.md, .csv, .tex and .png there.
+
+    finish: adds columns to what was measured. Returns what failed, with the complaints; the tables hold the rest.
+    Started again with the same arguments it goes on where it stopped; more models, Domains and seeds may be asked then.
+    Raises BivrecError if `path` holds Runs with other settings, or a library for the tables is not installed.
+    """
+    check_libraries()
+    workshop = Workshop(path, recipe, seeds)
+    failed = workshop.train(study, parallel, report)
+    measured = workshop.measure(study, failed, report)
+    if finish is not None:
+        measured = finish(workshop, measured)
+    if measured:
+        write_tables(path, name, study, tables_of(measured))
+        picture(path / f"{name}.png", study, measured)
+    return failed
+
+
+def check_libraries() -> None:
+    """Raise BivrecError if a library is missing: better before the trainings than after."""
+    absent = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if absent:
+        raise BivrecError(f'{" and ".join(absent)}: not installed; run `pip install "bivrec[compare]"`')
+
+
+def _entry(domain: Domain, name: str) -> Entry:
+    if name in FLOORS:
+        return Entry(name, domain, name)
+    system = SYSTEMS[name]
+    paper = table1(system.paper_row, domain.name) if system.paper_row else {}
+    return Entry(name, domain, _training(domain, system), system.view, paper=paper)
+
+
+def _training(domain: Domain, system: System) -> Training:
+    """The training of a system; rows that differ in the view that is ranked share one, selected by both views."""
+    twins = [name for name, other in SYSTEMS.items() if _architecture(other) == _architecture(system)]
+    overrides = system.overrides
+    if len(twins) > 1:
+        overrides = {**overrides, "training": {**overrides["training"], "selection_view": "both"}}
+    return Training(min(twins, key=len), domain, overrides)
+
+
+def _architecture(system: System) -> Overrides:
+    training = {key: value for key, value in system.overrides["training"].items() if key != "selection_view"}
+    return {**system.overrides, "training": training}
+
+
+def _needs_features(name: str) -> bool:
+    return name in CONTENT_FLOORS if name in FLOORS else SYSTEMS[name].needs_features

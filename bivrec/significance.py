@@ -1,0 +1,75 @@
+"""Whether the best system's lead over each other one is more than chance: paired tests over users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+PerUser = npt.NDArray[np.float64]
+
+RESAMPLES = 10_000
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class PValues:
+    """Probabilities, were there no difference, of one at least as large; corrected for the number of systems."""
+
+    t_test: float
+    bootstrap: float
+
+
+def against_best(systems: Mapping[str, PerUser], resamples: int = RESAMPLES) -> dict[str, PValues]:
+    """P-values of the difference in means between the best system and each other one, two-sided, paired over users.
+
+    systems: name -> a metric of each user [U], the users in one order (of several seeds: the mean over seeds).
+    The t-test is Student's for pairs; the bootstrap resamples users (Efron & Tibshirani 1993, chapter 15), from a
+    fixed seed. Both are corrected by Holm's method over the systems that are compared. The best is not in the result.
+    """
+    best = max(systems, key=lambda name: systems[name].mean())
+    others = [name for name in systems if name != best]
+    if not others or len(systems[best]) < 2:
+        return {}
+    differences = np.stack([systems[best] - systems[name] for name in others], axis=1)
+    t_tests, bootstraps = holm(_t_test(differences)), holm(paired_bootstrap(differences, resamples))
+    return {name: PValues(t, b) for name, t, b in zip(others, t_tests, bootstraps, strict=True)}
+
+
+def paired_bootstrap(differences: PerUser, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+    """Two-sided p-values of the mean of each column of `differences` [U, M] being zero.
+
+    Means of users drawn with replacement; p is twice the share of means on the other side of zero, and never below
+    2 / (resamples + 1), since that many resamples cannot tell less.
+    """
+    num_users = len(differences)
+    generator = np.random.default_rng(seed)
+    below = above = np.zeros(differences.shape[1])
+    for first in range(0, resamples, _CHUNK):
+        count = min(_CHUNK, resamples - first)
+        drawn = generator.integers(num_users, size=(count, num_users))
+        # The same resample for all columns; how often each user was drawn times the differences is a matrix product.
+        rows = np.arange(count)[:, None] * num_users
+        times = np.bincount((rows + drawn).ravel(), minlength=count * num_users).reshape(count, num_users)
+        means = times @ differences
+        below, above = below + (means <= 0).sum(0), above + (means >= 0).sum(0)
+    return [float(min(1.0, 2 * (least + 1) / (resamples + 1))) for least in np.minimum(below, above)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Step-down correction of several tests (Holm 1979), in the order of the input."""
+    corrected = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = running
+    return corrected
+
+
+def _t_test(differences: PerUser) -> list[float]:
+    from scipy.stats import ttest_rel
+
+    # Systems that agree on every user have no variance to divide by, and no difference either.
+    return [float(ttest_rel(column, np.zeros_like(column)).pvalue) if column.any() else 1.0 for column in differences.T]

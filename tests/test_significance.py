@@ -1,0 +1,83 @@
+"""Paired significance, held against scipy and against slow loops."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bivrec.significance import against_best, holm, paired_bootstrap
+
+USERS = 400
+
+
+def recalls(*means: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Recalls of users who are hard or easy for every system alike."""
+    generator = np.random.default_rng(seed)
+    users = generator.normal(size=USERS)
+    return {f"s{place}": users + mean + generator.normal(size=USERS) for place, mean in enumerate(means)}
+
+
+def slow_holm(p_values: list[float]) -> list[float]:
+    """Reject the smallest at level a/m, the next at a/(m-1), ...: the least level at which each would be rejected."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    result = {}
+    for rank, index in enumerate(order):
+        steps = [(len(p_values) - earlier) * p_values[order[earlier]] for earlier in range(rank + 1)]
+        result[index] = min(1.0, max(steps))
+    return [result[index] for index in range(len(p_values))]
+
+
+def test_the_t_test_is_that_of_scipy_with_holms_correction() -> None:
+    systems = recalls(0.0, 0.3, 0.1, 0.25)
+    found = against_best(systems)
+    assert set(found) == {"s0", "s2", "s3"}
+    plain = [stats.ttest_rel(systems["s1"], systems[name]).pvalue for name in found]
+    assert [p.t_test for p in found.values()] == pytest.approx(slow_holm(plain))
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, 0.2, 0.9], [1e-9, 0.049, 0.05]])
+def test_holm(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(slow_holm(p_values))
+
+
+@pytest.mark.parametrize("shift", [0.02, 0.08, 0.12])
+def test_the_bootstrap_agrees_with_the_normal_approximation(shift: float) -> None:
+    differences = np.random.default_rng(1).normal(size=USERS)
+    differences += shift - differences.mean()
+    error = differences.std() / np.sqrt(USERS)
+    expected = 2 * stats.norm.sf(shift / error)
+    assert paired_bootstrap(differences[:, None]) == pytest.approx([expected], abs=0.02)
+    # A lead and a lag of one size are equally likely by chance.
+    assert paired_bootstrap(-differences[:, None]) == pytest.approx([expected], abs=0.02)
+
+
+def test_the_bootstrap_resamples_users() -> None:
+    differences = np.random.default_rng(2).normal(0.2, size=(7, 2))
+    generator = np.random.default_rng(0)
+    means = np.array([differences[generator.integers(7, size=7)].mean(0) for _ in range(3000)])
+    expected = 2 * np.minimum((means <= 0).mean(0), (means >= 0).mean(0))
+    assert paired_bootstrap(differences, 3000) == pytest.approx(expected.clip(max=1.0), abs=0.03)
+
+
+def test_a_bootstrap_never_claims_more_than_its_resamples_can_tell() -> None:
+    assert paired_bootstrap(np.ones((50, 1)), 99) == [pytest.approx(2 / 100)]
+
+
+def test_pairs_matter() -> None:
+    systems = recalls(0.0, 0.3)
+    shuffled = systems | {"s0": np.random.default_rng(3).permutation(systems["s0"])}
+    assert against_best(systems)["s0"].t_test < against_best(shuffled)["s0"].t_test
+
+
+def test_systems_that_are_equal_do_not_differ() -> None:
+    same = recalls(0.0)["s0"]
+    (found,) = against_best({"one": same, "other": same.copy()}).values()
+    assert (found.t_test, found.bootstrap) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("systems", [{"alone": np.ones(9)}, {"a": np.ones(1), "b": np.zeros(1)}])
+def test_nothing_to_test(systems: dict[str, np.ndarray]) -> None:
+    assert against_best(systems) == {}
+
+
+def test_the_same_twice() -> None:
+    assert against_best(recalls(0.0, 0.1, 0.12)) == against_best(recalls(0.0, 0.1, 0.12))
