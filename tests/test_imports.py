@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "training": (*GROUND, "data", "features", "model", "evaluation", "training"),
     "baselines": (*GROUND, "data", "evaluation", "baselines"),
     "evaluation.metrics": (),
+    "evaluation.shortlist": (),
     "training.losses": (),
     "model.attention": (),
     "model.clustering": (),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bivrec.errors import BivrecError
+from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast
 from bivrec.model.bivrec import BiVRec
 
 ITEM_CHUNK = 65536
+USERS_AT_ONCE = 16
+"""Of whom single items are scored at a time, so that the items' vectors stay in the processor's cache."""
 
 VIEW_CHOICES = ("id", "mm", "both")
 
@@ -49,6 +54,7 @@ class ModelScorer:
         self.max_history: int | None = self._towers[0].config.max_history
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
+        self.bounds_pay = bfloat16_is_fast(device)
         self._catalogues = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
 
     @torch.no_grad()
@@ -63,11 +69,37 @@ class ModelScorer:
     @torch.no_grad()
     def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
-        total = None
-        for interests, catalogue in zip(users, self._catalogues, strict=True):
-            batch, count, _ = interests.shape
-            affinity = interests.flatten(0, 1) @ catalogue[first:last].T
-            best = affinity.view(batch, count, -1).amax(1)
-            total = best if total is None else total + best
-        assert total is not None
-        return total
+        return _sum(
+            (interests.flatten(0, 1) @ catalogue[first:last].T).view(*interests.shape[:2], -1).amax(1)
+            for interests, catalogue in zip(users, self._catalogues, strict=True)
+        )
+
+    @torch.no_grad()
+    def score_items(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
+        """Scores [B, M] of items [B, M], those of row b for user b."""
+        groups = zip(*(torch.split(rows, USERS_AT_ONCE) for rows in (items, *users)), strict=True)
+        return torch.cat([self._score_group(interests, chosen) for chosen, *interests in groups])
+
+    @torch.no_grad()
+    def upper_bounds(self, users: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Bounds of scores (see `shortlist.BoundingScorer`), one for each interest or, of two views, one for all."""
+        views = [rounded.bounds(interests) for interests, rounded in zip(users, self._rounded, strict=True)]
+        if len(views) == 1:
+            yield from views[0]
+        else:
+            for stretch in zip(*views, strict=True):
+                yield _sum(bounds.amax(1, keepdim=True).float() for bounds in stretch)
+
+    def _score_group(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
+        return _sum(
+            (interests @ functional.embedding(items, catalogue).transpose(1, 2)).amax(1)
+            for interests, catalogue in zip(users, self._catalogues, strict=True)
+        )
+
+    @cached_property
+    def _rounded(self) -> list[RoundedCatalogue]:
+        return [RoundedCatalogue(catalogue[1:]) for catalogue in self._catalogues]
+
+
+def _sum(scores: Iterable[Tensor]) -> Tensor:
+    return reduce(operator.add, scores)
