@@ -2,9 +2,9 @@
 
     python -m benchmarks.ranking [--run RUN --domain DOMAIN] [--json FILE]
 
-Vectors are random, or those of a Run for the test users of its Domain. Users are encoded before the clock starts.
-A user is K queries to faiss, whose lists are merged. Lists are compared with those of float64 scores, ties by index;
-a list is `the same` if it has the same items at the same places.
+Vectors are random, or those of a Run for the training users of its Domain. Users are encoded before the clock starts.
+A user is K queries to faiss, whose lists are merged. `same list` is the share of users whose items are at the places
+where all scores in float32 put them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from bivrec.training.run import Run
 
 USER_CHUNK = 256
 HISTORY = 50
+REFERENCE = "bivrec, all scores"
 
 
 class EncodedUsers(ModelScorer):
@@ -65,7 +66,7 @@ def rankers(model: BiVRec, view: str, interests: Tensor, k: int) -> dict[str, Ra
             scores.scatter_(1, seen, -torch.inf)
         return scores.topk(k).indices
 
-    systems = {"plain torch": plain, "bivrec, all scores": ours(exact)}
+    systems = {"plain torch": plain, REFERENCE: ours(exact)}
     if bounded.bounds_pay:
         systems["bivrec, bounds"] = ours(bounded)
     if (faiss := faiss_flat(catalogue, interests, k)) is not None:
@@ -104,40 +105,29 @@ def faiss_flat(catalogue: Tensor, interests: Tensor, k: int) -> Ranker | None:
     return rank
 
 
-def true_lists(catalogue: Tensor, interests: Tensor, seen: Tensor | None, k: int) -> Tensor:
-    """The lists [B, k] of scores in float64."""
-    scores = (interests.double().flatten(0, 1) @ catalogue.double().T).view(*interests.shape[:2], -1).amax(1)
-    scores[:, 0] = -torch.inf
-    if seen is not None:
-        scores.scatter_(1, seen, -torch.inf)
-    return scores.topk(k).indices
-
-
 def compare(model: BiVRec, view: str, interests: Tensor, seen: Tensor, k: int, rounds: int) -> list[dict[str, object]]:
     """One row per system, without and with seen items removed."""
     systems = rankers(model, view, interests, k)
-    with torch.no_grad():
-        catalogue = model.tower(view).encode_items(torch.arange(model.num_items + 1))
     chunks = torch.arange(len(interests)).split(USER_CHUNK)
     rows = []
     for remove in (False, True):
-        of = [seen[users] if remove else None for users in chunks]
+        inputs = [(users, seen[users] if remove else None) for users in chunks]
         timed = {
-            name: lambda turn, rank=rank, of=of: rank(chunks[turn % len(chunks)], of[turn % len(chunks)])
+            name: lambda turn, rank=rank, inputs=inputs: rank(*inputs[turn % (len(inputs) - 1)])
             for name, rank in systems.items()
         }
         seconds = alternate(timed, rounds)
-        truth = torch.cat([true_lists(catalogue, interests[u], s, k) for u, s in zip(chunks, of, strict=True)])
-        for name, rank in systems.items():
-            lists = torch.cat([rank(u, s) for u, s in zip(chunks, of, strict=True)])
+        lists = {name: torch.cat([rank(*chunk) for chunk in inputs]) for name, rank in systems.items()}
+        for name in systems:
+            same = (lists[name] == lists[REFERENCE]).all(1).double().mean()
             rows.append(
                 {
-                    "seen removed": "yes" if remove else "no",
+                    "seen items": "removed" if remove else "kept",
                     "system": name,
-                    "users/s and core": len(chunks[0]) / seconds[name],
+                    "users/s and core": USER_CHUNK / seconds[name],
                     "times faiss": seconds["faiss flat"] / seconds[name] if "faiss flat" in seconds else None,
                     "times plain torch": seconds["plain torch"] / seconds[name],
-                    "same list, %": f"{100 * float((lists == truth).all(1).double().mean()):.3f}",
+                    "same list, %": f"{100 * float(same):.3f}",
                 }
             )
     return rows
@@ -151,10 +141,11 @@ def random_vectors(num_items: int, num_users: int, size: int) -> tuple[BiVRec, s
 
 
 def trained_vectors(run: Path, domain: Path, view: str, num_users: int) -> tuple[BiVRec, str, Tensor, Tensor]:
-    """The model of a Run, and the interests and last items of its Domain's test users."""
+    """The model of a Run, and the interests and last items of its Domain's training users."""
     opened = Domain.open(domain)
     model = Run.open(run).load_model(opened)
-    users = EvaluationUsers.from_sequences(opened.sequences("test"))
+    # The training split has the most users, and what is compared here is not quality.
+    users = EvaluationUsers.from_sequences(opened.sequences("train"))
     scorer = ModelScorer(model, view)
     last = min(len(users), num_users)
     interests = torch.cat(

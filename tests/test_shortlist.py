@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import random_histories
 from torch import Tensor
+from torch.nn import functional
 
 from bivrec.config import ModelConfig
 from bivrec.errors import BivrecError
@@ -13,7 +14,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
 from bivrec.model.bivrec import BiVRec, id_tower, mm_tower
 
-NUM_ITEMS, NUM_USERS, K, SIZE = 4501, 24, 10, 16
+NUM_ITEMS, NUM_USERS, K, SIZE = 4502, 24, 10, 16
 CONFIG = ModelConfig(hidden_size=SIZE, num_heads=2, max_history=7, num_interests=(3,), scales=())
 HISTORIES = random_histories(NUM_USERS, 7)
 
@@ -131,7 +132,8 @@ def test_items_outside_the_shortlist_score_at_most_its_limit() -> None:
     scorer = Bounding(make_model())
     users = scorer.encode(HISTORIES)
     items, scores, limit = shortlist(scorer, users, K, None)
-    everything = whole_catalogue(scorer, users)
+    # The last block ends beyond the catalogue.
+    everything = functional.pad(whole_catalogue(scorer, users), (0, -NUM_ITEMS % BLOCK), value=-torch.inf)
     torch.testing.assert_close(scores, everything.gather(1, items - 1))
     everything.scatter_(1, items - 1, -torch.inf)
     assert (everything.amax(1) <= limit).all()

@@ -15,7 +15,7 @@ from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast
 from bivrec.model.bivrec import BiVRec
 
 ITEM_CHUNK = 65536
-USERS_AT_ONCE = 16
+USERS_AT_ONCE = 4
 """Of whom single items are scored at a time, so that the items' vectors stay in the processor's cache."""
 
 VIEW_CHOICES = ("id", "mm", "both")

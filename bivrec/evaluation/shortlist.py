@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-BLOCK = 8
-MARGIN = 20
-"""Blocks scored beyond k: with more, more lists are proved, and each takes longer."""
+BLOCK = 4
 STRETCH = 4096
 """Items bounded at a time, a multiple of BLOCK: few enough for the rounded scores to stay in the processor's cache."""
 ROUNDING = 2.0**-8
@@ -82,9 +80,14 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
+def num_blocks(k: int) -> int:
+    """How many blocks are scored; k could hold the k best items, the others make room between these and the bounds."""
+    return 2 * k + 20
+
+
 def is_worthwhile(scorer: BoundingScorer, k: int) -> bool:
     """Whether bounds are cheap here, and a shortlist leaves out most of the catalogue."""
-    return scorer.bounds_pay and scorer.num_items >= 8 * BLOCK * (k + MARGIN)
+    return scorer.bounds_pay and scorer.num_items >= 10 * BLOCK * num_blocks(k)
 
 
 def shortlist(scorer: BoundingScorer, users: Any, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +96,7 @@ def shortlist(scorer: BoundingScorer, users: Any, k: int, exclude: Tensor | None
     exclude: int64 [B, S] items that score -inf, padded with 0.
     """
     bounds = _block_bounds(scorer, users, exclude)
-    highest, blocks = bounds.topk(k + MARGIN + 1, dim=1)
+    highest, blocks = bounds.topk(num_blocks(k) + 1, dim=1)
     blocks = blocks[:, :-1].sort(dim=1).values
     items = (blocks[:, :, None] * BLOCK + torch.arange(1, BLOCK + 1, device=blocks.device)).flatten(1)
     scores = scorer.score_items(users, items.clamp(max=scorer.num_items))
