@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "training": (*GROUND, "data", "features", "model", "evaluation", "baselines", "training"),
     "baselines": (*GROUND, "data", "model", "evaluation", "baselines"),
     "evaluation.metrics": (),
+    "evaluation.shortlist": (),
     "training.losses": (),
     "model.attention": ("model.dropout",),
     "model.clustering": (),

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from bivrec.errors import BivrecError
 from bivrec.evaluation.metrics import find_hits, ranking_metrics
 from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.shortlist import BoundingScorer, is_worthwhile, shortlist
 from bivrec.files import new_file
 
 
@@ -60,10 +61,27 @@ def top_k(
 
     histories: int64 [B, L], padded on the left with 0. exclude: int64 [B, S] items never to recommend, padded with 0.
     Equal scores are ordered by item index, the lowest (most popular) first. Where fewer than k items remain the list
-    ends with item 0 and score -inf. Memory is B x `item_chunk` scores.
+    ends with item 0 and score -inf. Memory is B x `item_chunk` scores. Where the scorer and the machine can, a large
+    catalogue is ranked by upper bounds (see `shortlist`), which gives the same list.
     Raises BivrecError if a score is not a number or the catalogue is empty.
     """
     users = scorer.encode(histories)
+    if not (isinstance(scorer, BoundingScorer) and is_worthwhile(scorer, k)):
+        return _scan(scorer, users, k, exclude, item_chunk)
+    candidates, candidate_scores, limit = shortlist(scorer, users, k, exclude)
+    scores, columns = _stable_top_k(candidate_scores, k)
+    items = candidates.gather(1, columns)
+    # Not `scores <= limit`: bounds that are not numbers prove nothing.
+    unproved = ~(scores[:, -1] > limit)
+    if unproved.any():
+        rows = unproved.to(histories.device)
+        rest = None if exclude is None else exclude[rows.to(exclude.device)]
+        items[unproved], scores[unproved] = _scan(scorer, scorer.encode(histories[rows]), k, rest, item_chunk)
+    return items, scores
+
+
+def _scan(scorer: Scorer, users: Any, k: int, exclude: Tensor | None, item_chunk: int) -> tuple[Tensor, Tensor]:
+    """`top_k` from the scores of all items."""
     items: Tensor | None = None
     scores: Tensor | None = None
     for first in range(1, scorer.num_items + 1, item_chunk):

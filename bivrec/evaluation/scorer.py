@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bivrec.errors import BivrecError
+from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast
 from bivrec.model.bivrec import BiVRec
 
 ITEM_CHUNK = 65536
+USERS_AT_ONCE = 4
+"""Of whom single items are scored at a time, so that the items' vectors stay in the processor's cache."""
 
 VIEW_CHOICES = ("id", "mm", "both")
 
@@ -52,6 +56,7 @@ class ModelScorer:
         self.max_history: int | None = self._towers[0].config.max_history
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
+        self.bounds_pay = bfloat16_is_fast(device)
         self._catalogues = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
         self._candidates = [
             tower.candidates(catalogue) for tower, catalogue in zip(self._towers, self._catalogues, strict=True)
@@ -69,12 +74,46 @@ class ModelScorer:
     @torch.no_grad()
     def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
-        total = None
-        for interests, candidates, weight in zip(users, self._candidates, self._weights, strict=False):
-            batch, count, _ = interests.shape
-            affinity = interests.flatten(0, 1) @ candidates[first:last].T
-            affinity = affinity.view(batch, count, -1)
-            best = affinity.logsumexp(1) if self._towers[0].config.interest_score == "logsumexp" else affinity.amax(1)
-            total = weight * best if total is None else total + weight * best
-        assert total is not None
-        return total
+        return self._fused(
+            (interests.flatten(0, 1) @ candidates[first:last].T).view(*interests.shape[:2], -1)
+            for interests, candidates in zip(users, self._candidates, strict=True)
+        )
+
+    @torch.no_grad()
+    def score_items(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
+        """Scores [B, M] of items [B, M], those of row b for user b."""
+        groups = zip(*(torch.split(rows, USERS_AT_ONCE) for rows in (items, *users)), strict=True)
+        return torch.cat([self._score_group(interests, chosen) for chosen, *interests in groups])
+
+    @torch.no_grad()
+    def upper_bounds(self, users: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Bounds of scores (see `shortlist.BoundingScorer`), one for each interest, or one for all.
+
+        One for all where scores are more than the largest product: of two views, or of interests that score together.
+        """
+        views = [rounded.bounds(interests) for interests, rounded in zip(users, self._rounded, strict=True)]
+        if len(views) == 1 and not self._score_together:
+            yield from views[0]
+        else:
+            for stretch in zip(*views, strict=True):
+                yield self._fused(bounds.float() for bounds in stretch).unsqueeze(1)
+
+    def _fused(self, affinities: Iterable[Tensor]) -> Tensor:
+        """What the interests of all views say together, from what each says: [A, K, B] of each view to [A, B].
+
+        It grows with every affinity, so of upper bounds it is an upper bound.
+        """
+        views = [scores.logsumexp(1) if self._score_together else scores.amax(1) for scores in affinities]
+        if len(views) == 1:
+            return views[0]
+        return self._id_weight * views[0] + (1 - self._id_weight) * views[1]
+
+    def _score_group(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
+        return self._fused(
+            interests @ functional.embedding(items, candidates).transpose(1, 2)
+            for interests, candidates in zip(users, self._candidates, strict=True)
+        )
+
+    @cached_property
+    def _rounded(self) -> list[RoundedCatalogue]:
+        return [RoundedCatalogue(candidates[1:]) for candidates in self._candidates]
