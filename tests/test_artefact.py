@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from stages import encode, same, weights
+from stages import encode, in_subprocess, same, weights
 
 import bivrec
-from bivrec.artefact import BiVRec, Tower, load
+from bivrec.artefact import BiVRec, Tower, empty_network, load
+from bivrec.artefact_config import read_config
 from bivrec.card_facts import card_facts
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
@@ -415,3 +416,42 @@ def test_a_file_far_larger_than_its_configuration(copy: Path) -> None:
     with (copy / "model.safetensors").open("r+b") as stream:
         stream.truncate(1 << 40)
     assert "expected at most" in load_fault(copy)
+
+
+# Memory
+
+MEASURE = """
+import json, re, sys
+from pathlib import Path
+import torch
+from bivrec import Tower
+
+def load(folder):
+    tower = Tower.from_pretrained(folder)
+    items = tower.encode_items(torch.eye(496)[:9])
+    tower.encode_histories(items, torch.tensor([[1, 2, 3]]))
+    return tower
+
+def resident(kind):
+    # Not getrusage, whose peak begins with that of the process that started this one.
+    return 1024 * int(re.search(kind + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+load(sys.argv[1])
+before = resident("VmRSS")
+tower = load(sys.argv[2])
+print(json.dumps({"weights": 4 * tower.num_parameters, "peak": resident("VmHWM") - before}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_loading_takes_little_more_memory_than_the_weights(tower: Path, tmp_path: Path) -> None:
+    large = Path(shutil.copytree(tower, tmp_path / "large"))
+    wide = {**json.loads((large / "config.json").read_text())["model"], "hidden_size": 1024, "num_layers": 2}
+    spoil(large, model=wide)
+    empty = empty_network(read_config(large / "config.json", "config.json")).tower("mm").state_dict()
+    save_file({name: torch.rand(value.shape) for name, value in empty.items()}, large / "model.safetensors")
+    done = in_subprocess("-c", MEASURE, tower, large)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["weights"] > 100e6
+    assert measured["peak"] < 1.5 * measured["weights"], measured

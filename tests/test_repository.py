@@ -250,18 +250,20 @@ def test_a_connection_that_is_always_lost(hub: HubServer, tmp_path: Path) -> Non
     assert read(fetch(NAME, ["*.safetensors"]).folder)["model.safetensors"] == WEIGHTS
 
 
-@pytest.mark.parametrize("path", ["/api/models/org/name/revision", "/tree/"])
+@pytest.mark.parametrize("path", ["/api/models/org/name$", "/tree/"], ids=["resolve", "list"])
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_hub_is_asked_again(hub: HubServer, path: str, status: int) -> None:
     hub.commit(NAME, FILES)
     hub.fail("GET", path, status=status, times=2)
     assert fetch(NAME, EVERYTHING).commit
+    assert hub.faults[0].times == 0
 
 
 def test_a_busy_store_is_asked_again(hub: HubServer) -> None:
     hub.commit(NAME, FILES)
     hub.fail("GET", "/lfs/", status=429)
     assert (fetch(NAME, EVERYTHING).folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert hub.faults[0].times == 0
 
 
 @pytest.mark.parametrize(("status", "message"), [(429, "too many requests"), (503, "a fault of its own (status 503)")])
@@ -514,6 +516,7 @@ def test_somebody_else_pushes_in_between(hub: HubServer, folder: Path) -> None:
 def test_an_upload_is_repeated(hub: HubServer, folder: Path, spoilt: dict[str, int]) -> None:
     hub.fail("PUT", "/lfs/", times=2, **spoilt)
     push(folder, NAME, message="Publish")
+    assert hub.faults[0].times == 0
     assert hub.files(NAME)["model.safetensors"] == WEIGHTS
     assert commits() == ["Publish", "initial commit"]
 

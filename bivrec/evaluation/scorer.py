@@ -49,10 +49,9 @@ class ModelScorer:
     def __init__(self, model: BiVRec, view: str = "both") -> None:
         model.eval()
         self.num_items = model.num_items
-        views = views_of(model, view)
-        self._towers = [model.tower(name) for name in views]
-        share = float(model.id_weight) if len(views) > 1 else 1.0
-        self._weights = [share, 1 - share]
+        self._towers = [model.tower(name) for name in views_of(model, view)]
+        self._id_weight = float(model.id_weight) if len(self._towers) > 1 else 1.0
+        self._score_together = self._towers[0].config.interest_score == "logsumexp"
         self.max_history: int | None = self._towers[0].config.max_history
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
