@@ -34,11 +34,13 @@ from bivrec.baselines.towers import fresh_towers
 from bivrec.cards import joint_card, tower_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.feature_rows import FeatureRows
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, sha256, write_json
 from bivrec.model.bivrec import BiVRec as BiVRecNetwork
+from bivrec.model.tower import Rows
 from bivrec.model.tower import Tower as TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 
@@ -173,14 +175,15 @@ class Tower(_Published):
 
         Raises BivrecError, naming both sides and what to run, if they were made in another way.
         """
-        return contract_features(self.features, domain, tower=str(self.source["name"]))
+        rows = self._feature_rows(domain)
+        return rows[torch.arange(rows.shape[0])]
 
     def attach(self, domain: Domain) -> TowerNetwork:
         """The network on the items of a Domain; it shares its weights with this tower.
 
         Raises BivrecError if the Domain's features were made in another way.
         """
-        return self._network(self.item_features(domain))
+        return self._network(self._feature_rows(domain))
 
     @torch.no_grad()
     def encode_items(self, features: Tensor) -> Tensor:
@@ -220,7 +223,10 @@ class Tower(_Published):
     def _device(self) -> torch.device:
         return next(iter(self.weights.values())).device
 
-    def _network(self, features: Tensor | None) -> TowerNetwork:
+    def _feature_rows(self, domain: Domain) -> FeatureRows:
+        return contract_features(self.features, domain, tower=str(self.source["name"]))
+
+    def _network(self, features: Rows | None) -> TowerNetwork:
         network = empty_network(self._config).tower("mm")
         network.load_state_dict(self.weights, assign=True)
         if features is not None:

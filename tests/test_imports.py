@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "weights": ("errors",),
     "artefact_config": (*GROUND, "data.domain"),
     "data": (*GROUND, "repository", "data"),
-    "features": (*GROUND, "data.domain", "features"),
+    "features": (*GROUND, "data.domain", "data.feature_rows", "features"),
     "model": (*GROUND, "model"),
     "evaluation": (*GROUND, "data", "features", "model", "evaluation"),
     "training": (*GROUND, "data", "features", "model", "evaluation", "baselines", "training"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bivrec.model.tower import FeatureItems, IdItems, Items
+from bivrec.model.tower import FeatureItems, IdItems, Items, Rows
 
 
 class JointItems(Items):
@@ -21,7 +21,7 @@ class JointItems(Items):
         self.identity = identity
         self.content = content
 
-    def attach(self, features: Tensor) -> None:
+    def attach(self, features: Rows) -> None:
         """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero."""
         self.content.attach(features)
 
@@ -39,7 +39,7 @@ class JointItems(Items):
 class ModalityItems(Items):
     """Each modality's features projected by itself, side by side; before them the ID vector, if there is one."""
 
-    def __init__(self, identity: IdItems | None, features: Tensor, sizes: Sequence[int], hidden_size: int) -> None:
+    def __init__(self, identity: IdItems | None, features: Rows, sizes: Sequence[int], hidden_size: int) -> None:
         """features [V + 1, F]: modalities of these sizes side by side."""
         super().__init__()
         self.identity = identity
@@ -47,11 +47,13 @@ class ModalityItems(Items):
         self.modalities = nn.ModuleList(FeatureItems(size, hidden_size) for size in sizes)
         self.attach(features)
 
-    def attach(self, features: Tensor) -> None:
+    def attach(self, features: Rows) -> None:
         """Use the features [V + 1, F] of a Domain, modalities side by side; row 0 is padding and must be zero."""
-        for part, values in zip(self.modalities, torch.split(features, self._sizes, dim=1), strict=True):
+        last = 0
+        for part, size in zip(self.modalities, self._sizes, strict=True):
             assert isinstance(part, Items)
-            part.attach(values)
+            first, last = last, last + size
+            part.attach(_Columns(features, first, last))
 
     @property
     def num_items(self) -> int:
@@ -64,3 +66,14 @@ class ModalityItems(Items):
         """Vectors [..., (1 +) M, D] flattened to one axis: of the ID, if there is one, and of the M modalities."""
         identity = [] if self.identity is None else [self.identity(indices)]
         return torch.cat([*identity, *(part(indices) for part in self.modalities)], dim=-1)
+
+
+class _Columns:
+    """Columns of a table of features, as a table of its own."""
+
+    def __init__(self, rows: Rows, first: int, last: int) -> None:
+        self._rows, self._columns = rows, slice(first, last)
+        self.shape = (rows.shape[0], last - first)
+
+    def __getitem__(self, items: Tensor) -> Tensor:
+        return self._rows[items][..., self._columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from bivrec.baselines.base import BaselineTower
 from bivrec.baselines.comirec import DynamicRouting, SelfAttentive
@@ -18,7 +18,7 @@ from bivrec.baselines.side_information import DIFSR, NOVA
 from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
 from bivrec.model.bivrec import id_tower, mm_tower
-from bivrec.model.tower import FeatureItems, IdItems, Items, Tower
+from bivrec.model.tower import FeatureItems, IdItems, Items, Rows, Tower
 
 JOINT = "both"
 """Name of the one tower of a baseline that reads IDs and features together."""
@@ -43,7 +43,7 @@ PARTS_APART: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
 
 
 def fresh_towers(
-    config: ModelConfig, views: Sequence[str], num_items: int, features: Tensor | None, sizes: Sequence[int]
+    config: ModelConfig, views: Sequence[str], num_items: int, features: Rows | None, sizes: Sequence[int]
 ) -> dict[str, Tower]:
     """Untrained towers by view: those of the views, or for a baseline that is given both, one named `both`.
 
@@ -83,7 +83,7 @@ def with_ids(tower: Tower, num_items: int) -> dict[str, Tower]:
     return {JOINT: joint}
 
 
-def feature_tower(config: ModelConfig, features: Tensor, sizes: Sequence[int]) -> Tower:
+def feature_tower(config: ModelConfig, features: Rows, sizes: Sequence[int]) -> Tower:
     """An untrained tower that reads features [V + 1, F] alone, modalities of these sizes side by side."""
     if config.system == "bivrec":
         return mm_tower(config, features)
@@ -98,14 +98,14 @@ def _id_tower(config: ModelConfig, num_items: int) -> Tower:
     return _tower(config, IdItems(num_items, config.hidden_size))
 
 
-def _joint_tower(config: ModelConfig, num_items: int, features: Tensor, sizes: Sequence[int]) -> Tower:
+def _joint_tower(config: ModelConfig, num_items: int, features: Rows, sizes: Sequence[int]) -> Tower:
     identity = IdItems(num_items, config.hidden_size)
     if config.system in PARTS_APART:
         return _parts_tower(config, identity, features, sizes)
     return _tower(config, JointItems(identity, _content(config, features)))
 
 
-def _content(config: ModelConfig, features: Tensor) -> FeatureItems:
+def _content(config: ModelConfig, features: Rows) -> FeatureItems:
     kind = AdaptorItems if config.system == "unisrec" else FeatureItems
     items = kind(features.shape[1], config.hidden_size)
     items.attach(features)
@@ -116,7 +116,7 @@ def _tower(config: ModelConfig, items: Items) -> Tower:
     return BaselineTower(config, items, ONE_VECTOR[config.system](config))
 
 
-def _parts_tower(config: ModelConfig, identity: IdItems | None, features: Tensor, sizes: Sequence[int]) -> Tower:
+def _parts_tower(config: ModelConfig, identity: IdItems | None, features: Rows, sizes: Sequence[int]) -> Tower:
     items = ModalityItems(identity, features, sizes, config.hidden_size)
     kind = MMSRecTower if config.system == "mmsrec" else BaselineTower
     return kind(config, items, PARTS_APART[config.system](config, len(sizes)))

@@ -33,7 +33,7 @@ class AdaptorItems(FeatureItems):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        features = functional.embedding(indices, self._attached())
+        features = self.feature_rows(indices)
         logits = self.gate(features)
         if self.training:
             logits = logits + torch.randn_like(logits) * functional.softplus(self.noise(features))

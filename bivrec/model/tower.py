@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +119,25 @@ def _spread_decays(count: int) -> Tensor:
     return torch.linspace(math.log(fastest), math.log(slowest), count)
 
 
+RESIDENT_BYTES = 2**30
+"""Features up to this size are held on the device; of larger ones, only rows that are asked for are read and sent."""
+
+
+class Rows(Protocol):
+    """A table of features [V+1, F] that gives rows; a tensor is one, and so is a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V+1, F)."""
+
+    def __getitem__(self, items: Tensor, /) -> Tensor:
+        """Rows [..., F] of items on the CPU."""
+
+
 class Items(nn.Module):
     """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
 
-    def attach(self, features: Tensor) -> None:
+    def attach(self, features: Rows) -> None:
         """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. Items without features do not."""
 
     @property
@@ -160,7 +176,7 @@ class FeatureItems(Items):
     The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
     """
 
-    features: Tensor | None
+    features: Rows | None
 
     def __init__(self, feature_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -170,29 +186,42 @@ class FeatureItems(Items):
         # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
         self.features = None
 
-    def attach(self, features: Tensor) -> None:
-        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
+    def attach(self, features: Rows) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero.
+
+        Those that are no tensor are read as a whole if they fit RESIDENT_BYTES.
+        """
         if features.shape[1] != self.projection.in_features:
             raise BivrecError(
                 f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
                 "encode the Domain with the tower's encoders and modalities"
             )
-        self.features = features
+        fits = 4 * features.shape[0] * features.shape[1] <= RESIDENT_BYTES
+        whole = fits and not isinstance(features, Tensor)
+        self.features = features[torch.arange(features.shape[0])] if whole else features
 
     @property
     def num_items(self) -> int:
         """V, the size of the catalogue."""
-        return len(self._attached()) - 1
+        return self._attached().shape[0] - 1
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.projection(functional.embedding(indices, self._attached()))
+        vectors: Tensor = self.projection(self.feature_rows(indices))
         return vectors
 
-    def _attached(self) -> Tensor:
+    def feature_rows(self, indices: Tensor) -> Tensor:
+        """Features [..., F] of the items with these indices, where the projection lies."""
+        features = self._attached()
+        if not isinstance(features, Tensor):
+            return features[indices.cpu()].to(self.projection.weight)
+        # Once; afterwards they lie where the projection does.
+        self.features = features = features.to(self.projection.weight)
+        return functional.embedding(indices, features)
+
+    def _attached(self) -> Rows:
         if self.features is None:
             raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
-        self.features = self.features.to(self.projection.weight)
         return self.features
 
 

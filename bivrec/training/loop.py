@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -33,6 +34,7 @@ from bivrec.training.run import Run
 SELECTION_METRIC = "recall@20"
 EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
+COUNTED_AT_ONCE = 2**22
 
 
 def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
@@ -75,8 +77,9 @@ class Trainer:
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
             seed=config.training.seed,
         )
-        counts = torch.bincount(torch.from_numpy(train.items.astype("int64")), minlength=domain.num_items + 1)
-        self._candidates = CandidateSampler(config.objective, counts.numpy(), config.training.seed)
+        self._candidates = CandidateSampler(
+            config.objective, count_items(train.items, domain.num_items), config.training.seed
+        )
         self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
         self._optimizer = make_optimizer(model, self._pretrained, config.training)
         self._objective: nn.Module = accelerator.prepare(self._make_objective())
@@ -211,6 +214,14 @@ class Trainer:
             return flag
         # All processes must leave the loop at the same step, or those that go on wait for the others forever.
         return mean_over_processes(torch.tensor(float(flag), device=self._accelerator.device)).item() > 0
+
+
+def count_items(items: np.ndarray, num_items: int) -> np.ndarray:
+    """int64 [V + 1]: how often each item index occurs; in parts, since counting widens what it reads."""
+    counts = np.zeros(num_items + 1, np.int64)
+    for first in range(0, len(items), COUNTED_AT_ONCE):
+        counts += np.bincount(items[first : first + COUNTED_AT_ONCE], minlength=num_items + 1)
+    return counts
 
 
 class _Report:
