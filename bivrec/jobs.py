@@ -100,11 +100,10 @@ def run_jobs(jobs: Sequence[Job], folder: Path, parallel: int, report: Callable[
 
 
 def _context() -> Any:
-    """New processes that do not import everything again where the system can fork them from one that has."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
+    """New processes are forks of one that has imported everything, and has not touched a device."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # The first optimiser of a process imports the second, which takes longer than a small training.
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
     return context
 
 
