@@ -35,6 +35,17 @@ def test_order_is_by_time_and_ties_keep_the_order_of_the_file(tmp_path):
     assert histories(domain) == {"a": ["x", "z", "y"], "b": ["z", "x"], "c": ["x", "y"]}
 
 
+@pytest.mark.parametrize("unit", [1, 1000, 2**57], ids=["seconds", "milliseconds", "too large for one number"])
+@pytest.mark.parametrize("earliest", [0, -25])
+def test_order_is_that_of_two_stable_sorts(tmp_path, unit, earliest):
+    rows = [(user, item, (time + earliest) * unit) for user, item, time in random_rows()]
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=0)
+    expected = {}
+    for user, item, _ in sorted(dict.fromkeys(rows), key=lambda row: row[2]):
+        expected.setdefault(user, []).append(item)
+    assert histories(domain) == expected
+
+
 def test_exact_duplicates_are_dropped_and_later_repeats_kept(tmp_path):
     rows = [("a", "x", 1), ("a", "y", 1), ("a", "x", 1), ("a", "x", 2), ("b", "x", 1), ("c", "x", 1)]
     domain = prepare(raw_data(rows), tmp_path / "d", k_core=0)

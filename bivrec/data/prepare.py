@@ -111,9 +111,19 @@ def _by_id(ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
 
 def _in_time_order(raw: RawData, user_rank: np.ndarray) -> _Log:
     users = user_rank[raw.users]
-    # lexsort is stable, so rows of equal time keep the order of the file.
-    order = np.lexsort((raw.timestamps, users))
+    order = _stable_order(users, raw.timestamps)
     return _Log(users[order], raw.items[order], raw.timestamps[order])
+
+
+def _stable_order(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Rows by user, then time; those that are equal in both keep the order of the file."""
+    if len(users):
+        earliest = int(timestamps.min())
+        span = int(timestamps.max()) - earliest + 1
+        if (int(users.max()) + 1) * span <= 2**63 - 1:
+            # One sort of one number is several times faster than lexsort's two.
+            return np.argsort(users * np.int64(span) + (timestamps - earliest), kind="stable")
+    return np.lexsort((timestamps, users))
 
 
 def _repeated(log: _Log) -> np.ndarray:
