@@ -148,6 +148,17 @@ def test_gradients_reach_every_parameter(system: str, views: tuple[str, ...], ca
     assert all(torch.isfinite(part.grad).all() for part in tower.parameters())
 
 
+@each_case
+def test_it_trains_in_half_precision(system: str, views: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    tower = make_tower(system, views).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(tower)["loss"]
+    loss.backward()
+    torch.testing.assert_close(loss.float(), loss_of(tower)["loss"], rtol=0.03, atol=0.0)
+    assert all(torch.isfinite(part.grad).all() for part in tower.parameters() if part.grad is not None)
+
+
 def trained(system: str, views: tuple[str, ...], histories: Tensor, targets: Tensor) -> Tower:
     """A tower after some steps on histories [B, N] and the item [B] after each."""
     torch.manual_seed(0)

@@ -38,6 +38,12 @@ def causal_visibility(mask: Tensor) -> Tensor:
     return (mask.unsqueeze(1) & causal) | torch.eye(length, dtype=torch.bool, device=mask.device)
 
 
+def hidden_but(visible: Tensor, logits: Tensor) -> Tensor:
+    """Logits in at least float32, with the lowest number where they are not visible: a softmax gives it nothing."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+
+
 def read_positions(length: int, read: Tensor | None, device: torch.device) -> Tensor:
     """The positions [T] after which histories are read; by default the last alone."""
     return torch.tensor([length - 1], device=device) if read is None else read

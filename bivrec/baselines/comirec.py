@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bivrec.baselines.attention import Positions, read_positions
+from bivrec.baselines.attention import Positions, hidden_but, read_positions
 from bivrec.config import ModelConfig
 from bivrec.model.tower import Interests
 
@@ -41,9 +41,8 @@ class SelfAttentive(nn.Module):
         """K interests after each read position [T] of histories with item vectors [B, N, D] and mask [B, N]."""
         items = self.dropout(items)
         visible = readable(mask, read)
-        logits = self.logits(items).unsqueeze(1)
-        weights = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
-        return Interests(weights @ items.unsqueeze(1), weights[:, -1], mask)
+        weights = hidden_but(visible, self.logits(items).unsqueeze(1)).softmax(-1) * visible
+        return Interests(weights.to(items.dtype) @ items.unsqueeze(1), weights[:, -1], mask)
 
     def logits(self, items: Tensor) -> Tensor:
         """[B, K, N]: how much each interest attends to each item."""

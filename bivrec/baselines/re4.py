@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bivrec.baselines.attention import hidden_but
 from bivrec.baselines.comirec import readable
 from bivrec.config import ModelConfig
 from bivrec.model.tower import Interests
@@ -40,8 +41,8 @@ class Re4(nn.Module):
         items = self.dropout(items)
         logits = self.outer(torch.tanh(self.inner(items))).transpose(1, 2)
         visible = readable(mask, None).squeeze(1)
-        weights = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
-        return Interests((weights @ self.value(items)).unsqueeze(1), weights, mask)
+        weights = hidden_but(visible, logits).softmax(-1) * visible
+        return Interests((weights.to(items.dtype) @ self.value(items)).unsqueeze(1), weights, mask)
 
     def auxiliary_loss(self, items: Tensor, mask: Tensor, interests: Interests) -> Tensor:
         """The weighted losses of the backward flows, means over users."""
@@ -59,8 +60,8 @@ class Re4(nn.Module):
         made = self.upsample(found).unflatten(-1, (-1, items.shape[2]))[:, :, :length]
         logits = self.construct_outer(torch.tanh(self.construct_inner(made)))[..., :length].transpose(2, 3)
         real = mask.flip(1)[:, None, None, :]
-        shares = logits.masked_fill(~real, torch.finfo(logits.dtype).min).softmax(-1)
-        given = (shares @ self.construct_value(made)).flip(2)
+        shares = hidden_but(real, logits).softmax(-1)
+        given = (shares.to(made.dtype) @ self.construct_value(made)).flip(2)
         error = (given - items.unsqueeze(1)).square().mean(-1)
         return mean_of_users(error, representative)
 
@@ -68,21 +69,18 @@ class Re4(nn.Module):
 def contrast_loss(items: Tensor, mask: Tensor, found: Tensor, representative: Tensor) -> Tensor:
     """InfoNCE of interests [B, K, D] and the items [B, N, D] that represent them, representative [B, K, N]."""
     vectors, interests = functional.normalize(items, dim=-1), functional.normalize(found, dim=-1)
-    lowest = torch.finfo(vectors.dtype).min
-    own = (interests @ vectors.transpose(1, 2) / CONTRAST_TEMPERATURE).masked_fill(~mask.unsqueeze(1), lowest)
+    own = hidden_but(mask.unsqueeze(1), interests @ vectors.transpose(1, 2) / CONTRAST_TEMPERATURE)
     itself = torch.eye(found.shape[1], dtype=torch.bool, device=found.device)
-    among = (interests @ interests.transpose(1, 2) / CONTRAST_TEMPERATURE).masked_fill(itself, lowest)
-    other_mask = mask.roll(1, 0).unsqueeze(1)
-    others = interests @ vectors.roll(1, 0).transpose(1, 2) / CONTRAST_TEMPERATURE
-    others = others.masked_fill(~other_mask, lowest)
+    among = hidden_but(~itself, interests @ interests.transpose(1, 2) / CONTRAST_TEMPERATURE)
+    foreign = interests @ vectors.roll(1, 0).transpose(1, 2) / CONTRAST_TEMPERATURE
+    others = hidden_but(mask.roll(1, 0).unsqueeze(1), foreign)
     normaliser = torch.cat([own, among, others], -1).logsumexp(-1, keepdim=True)
     return mean_of_users(normaliser - own, representative)
 
 
 def attend_loss(items: Tensor, mask: Tensor, found: Tensor, attention: Tensor) -> Tensor:
     """Cross-entropy of attention [B, K, N] with respect to the softmax of interests [B, K, D] dot items [B, N, D]."""
-    products = found @ items.transpose(1, 2)
-    wanted = products.masked_fill(~mask.unsqueeze(1), torch.finfo(products.dtype).min).softmax(-1)
+    wanted = hidden_but(mask.unsqueeze(1), found @ items.transpose(1, 2)).softmax(-1)
     logarithms = attention.clamp(min=torch.finfo(attention.dtype).tiny).log()
     return -(wanted * logarithms * mask.unsqueeze(1)).sum(-1).mean()
 
