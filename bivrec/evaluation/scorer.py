@@ -49,27 +49,25 @@ class ModelScorer:
         self.max_history: int | None = self._towers[0].config.max_history
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
-        self._catalogues = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
-        self._candidates = [
-            tower.candidates(catalogue) for tower, catalogue in zip(self._towers, self._catalogues, strict=True)
-        ]
+        self._items = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
+        self._catalogues = [tower.candidates(items) for tower, items in zip(self._towers, self._items, strict=True)]
 
     @torch.no_grad()
     def encode(self, histories: Tensor) -> list[Tensor]:
         """Interests [B, K, D] of each view for histories [B, L], padded on the left with 0."""
         histories = histories.to(self._catalogues[0].device)
         return [
-            tower.encode_histories(functional.embedding(histories, catalogue), histories > 0).vectors[:, -1]
-            for tower, catalogue in zip(self._towers, self._catalogues, strict=True)
+            tower.encode_histories(functional.embedding(histories, items), histories > 0).vectors[:, -1]
+            for tower, items in zip(self._towers, self._items, strict=True)
         ]
 
     @torch.no_grad()
     def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
         total = None
-        for interests, candidates in zip(users, self._candidates, strict=True):
+        for interests, catalogue in zip(users, self._catalogues, strict=True):
             batch, count, _ = interests.shape
-            affinity = interests.flatten(0, 1) @ candidates[first:last].T
+            affinity = interests.flatten(0, 1) @ catalogue[first:last].T
             best = affinity.view(batch, count, -1).amax(1)
             total = best if total is None else total + best
         assert total is not None
