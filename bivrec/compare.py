@@ -11,8 +11,8 @@ from bivrec.baselines.floors import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.paper import table1
-from bivrec.plots import plot_study
 from bivrec.study import Entry, Measured, Overrides, Study, Training, Workshop
+from bivrec.study_plots import plot_study
 from bivrec.systems import SYSTEMS, System
 from bivrec.tables import tables_of, write_tables
 

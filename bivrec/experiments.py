@@ -14,8 +14,8 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.interests import silhouettes
 from bivrec.paper import table2, table3
-from bivrec.plots import plot_heat_maps, plot_interests, plot_lines, plot_study
 from bivrec.study import Entry, Overrides, Place, Study, Training, lay_over
+from bivrec.study_plots import plot_heat_maps, plot_interests, plot_lines, plot_study
 from bivrec.systems import SYSTEMS
 
 VIEWS = ("id", "mm", "both")

@@ -1,1 +1,1 @@
-"""Systems to compare with; first of all the floors, which need no training."""
+"""The systems of the comparison: floors that need no training, and neural baselines that the one loop trains."""

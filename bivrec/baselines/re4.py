@@ -11,6 +11,7 @@ from bivrec.baselines.comirec import readable
 from bivrec.config import ModelConfig
 from bivrec.model.tower import Interests
 
+# The defaults of a public implementation, rec_pangu's.
 CONTRAST_TEMPERATURE = 0.02
 ATTEND_WEIGHT, CONTRAST_WEIGHT, CONSTRUCT_WEIGHT = 0.01, 0.1, 0.1
 

@@ -23,6 +23,7 @@ class SideInformed(nn.Module):
 
     def __init__(self, config: ModelConfig, layers: Sequence[Layer]) -> None:
         super().__init__()
+        self.hidden_size = config.hidden_size
         self.positions = Positions(config.max_history, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(layers)
@@ -30,7 +31,7 @@ class SideInformed(nn.Module):
 
     def forward(self, items: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
         """One interest after each read position [T]; items [B, N, (1 + M) D]: IDs, then M modalities."""
-        identity, features = identity_and_features(items, self.norm.normalized_shape[0])
+        identity, features = identity_and_features(items, self.hidden_size)
         side = [*features.unbind(2), self.positions(items.shape[1]).expand_as(identity)]
         visible = causal_visibility(mask)
         stream = self.dropout(identity)
@@ -47,7 +48,8 @@ class SideInformed(nn.Module):
 class NOVA(SideInformed):
     """Non-invasive self-attention (Liu et al., AAAI 2021, arXiv 2103.03578).
 
-    Queries and keys come from all parts fused, by gates: sum_i sigmoid(w f_i) f_i, the paper's best fusor.
+    Queries and keys come from all parts fused, by gates: sum_i sigmoid(w f_i) f_i, one of the
+    paper's three fusors.
     """
 
     def __init__(self, config: ModelConfig, num_modalities: int) -> None:

@@ -56,26 +56,24 @@ class ModelScorer:
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
         self.bounds_pay = bfloat16_is_fast(device)
-        self._catalogues = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
-        self._candidates = [
-            tower.candidates(catalogue) for tower, catalogue in zip(self._towers, self._catalogues, strict=True)
-        ]
+        self._items = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
+        self._catalogues = [tower.candidates(items) for tower, items in zip(self._towers, self._items, strict=True)]
 
     @torch.no_grad()
     def encode(self, histories: Tensor) -> list[Tensor]:
         """Interests [B, K, D] of each view for histories [B, L], padded on the left with 0."""
         histories = histories.to(self._catalogues[0].device)
         return [
-            tower.encode_histories(functional.embedding(histories, catalogue), histories > 0).vectors[:, -1]
-            for tower, catalogue in zip(self._towers, self._catalogues, strict=True)
+            tower.encode_histories(functional.embedding(histories, items), histories > 0).vectors[:, -1]
+            for tower, items in zip(self._towers, self._items, strict=True)
         ]
 
     @torch.no_grad()
     def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
         return self._fused(
-            (interests.flatten(0, 1) @ candidates[first:last].T).view(*interests.shape[:2], -1)
-            for interests, candidates in zip(users, self._candidates, strict=True)
+            (interests.flatten(0, 1) @ catalogue[first:last].T).view(*interests.shape[:2], -1)
+            for interests, catalogue in zip(users, self._catalogues, strict=True)
         )
 
     @torch.no_grad()
@@ -109,10 +107,10 @@ class ModelScorer:
 
     def _score_group(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
         return self._fused(
-            interests @ functional.embedding(items, candidates).transpose(1, 2)
-            for interests, candidates in zip(users, self._candidates, strict=True)
+            interests @ functional.embedding(items, catalogue).transpose(1, 2)
+            for interests, catalogue in zip(users, self._catalogues, strict=True)
         )
 
     @cached_property
     def _rounded(self) -> list[RoundedCatalogue]:
-        return [RoundedCatalogue(candidates[1:]) for candidates in self._candidates]
+        return [RoundedCatalogue(catalogue[1:]) for catalogue in self._catalogue]

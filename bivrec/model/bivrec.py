@@ -11,7 +11,7 @@ from bivrec.model.tower import FeatureItems, IdItems, Rows, Tower
 
 
 class BiVRec(nn.Module):
-    """An ID tower, a multimodal tower, and what joins them; a single view has only its tower."""
+    """An ID tower, a multimodal tower, and what joins them; a single view, or a baseline, has only its tower."""
 
     id_weight: Tensor
     """Share of the ID view where both views rank together; the rest is the multimodal view's."""
@@ -26,7 +26,7 @@ class BiVRec(nn.Module):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The views that the model has: `id`, `mm`, or both."""
+        """The views that the model has, each with a tower: `id`, `mm`, or both; or `both` alone, see `baselines`."""
         return tuple(self.towers)
 
     def tower(self, view: str) -> Tower:
