@@ -113,4 +113,4 @@ class ModelScorer:
 
     @cached_property
     def _rounded(self) -> list[RoundedCatalogue]:
-        return [RoundedCatalogue(catalogue[1:]) for catalogue in self._catalogue]
+        return [RoundedCatalogue(catalogue[1:]) for catalogue in self._catalogues]

@@ -34,6 +34,9 @@ from bivrec.training.run import Run
 SELECTION_METRIC = "recall@20"
 EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
+ASK_EVERY = 10
+"""Steps between two questions to the other processes: each makes all of them wait for the slowest, and its device."""
+
 COUNTED_AT_ONCE = 2**22
 
 
@@ -130,7 +133,7 @@ class Trainer:
                 at_evaluation = step % settings.evaluate_every == 0 or step == settings.steps
                 if at_evaluation or step % REPORT_EVERY == 0:
                     self._log({"split": "train", **report.means(step)})
-                stop = self._any_process(interrupted())
+                stop = (at_evaluation or self._asks_after(step)) and self._any_process(interrupted())
                 if at_evaluation:
                     self._progress.seconds = time.monotonic() - started
                     recall = self._validate()
@@ -208,6 +211,10 @@ class Trainer:
         prefix = "/".join(str(record[key]) for key in ("split", "view") if key in record)
         values = {f"{prefix}/{key}": value for key, value in record.items() if isinstance(value, float)}
         self._accelerator.log(values, step=record["step"])
+
+    def _asks_after(self, step: int) -> bool:
+        """Whether the processes ask each other after a step if one was interrupted; all ask after the same steps."""
+        return self._accelerator.num_processes == 1 or step % ASK_EVERY == 0
 
     def _any_process(self, flag: bool) -> bool:
         if self._accelerator.num_processes == 1:

@@ -45,12 +45,12 @@ class Objective(nn.Module):
             parts |= losses
         if len(interests) == 1:
             return {"loss": torch.stack(list(parts.values())).sum(), **parts}
-        balance = mean_over_processes(parts["loss_id"]) / mean_over_processes(parts["loss_mm"])
+        id_loss, mm_loss = mean_over_processes(torch.stack([parts["loss_id"], parts["loss_mm"]]))
         parts["contrastive"] = self._contrastive(interests["id"], interests["mm"], batch.users)
         parts["allocation"] = allocation_loss(interests["id"].allocation, interests["mm"].allocation)
         loss = (
             parts["loss_id"]
-            + balance * parts["loss_mm"]
+            + id_loss / mm_loss * parts["loss_mm"]
             + self.config.contrastive_weight * parts["contrastive"]
             + self.config.allocation_weight * parts["allocation"]
         )
