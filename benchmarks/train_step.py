@@ -1,146 +1,248 @@
-"""One training step of a single view in the shape of MovieLens-1M, and where its time goes.
+"""A training step of the ID view: its share of the processor's peak, and its time beside a plain PyTorch step.
 
     python -m benchmarks.train_step [--json FILE]
+    python -m benchmarks.train_step --items 50000 --items 200000 --items 1700000
 
-The first row is a straightforward step in the same run: the same tower, but the loss materialises all logits in
-autograd, and freed memory goes back to the kernel after each step.
+The first prints, for each shape, our step in fp32 and in bf16 beside `benchmarks/plain.py`, in shapes of MovieLens-1M.
+Every step lives in a process of its own, since how freed memory is kept is a property of a process, and they take
+turns. Times are processor time of all threads. The FLOP are those of the matrix products, counted by torch; the peak
+is that of a product of two float32 matrices in the same run.
+
+The second prints the step and the memory of catalogues of several sizes, with sampled candidates.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.plain import PlainModel
+from benchmarks.report import json_option, report, small_option
 from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Sequences
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRec, id_tower
-from bivrec.training import objective as objective_module
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.objective import Objective
-from bivrec.training.optimizer import make_optimizer
+from bivrec.training.optimizer import clip_gradients, make_optimizer
 
 NUM_USERS, NUM_ITEMS, MEAN_LENGTH = 4832, 3706, 165
-SHAPES = {
-    "history readout, full softmax": {},
-    "prefix readout, all 50 targets, full softmax": {"model": {"readout": "prefix"}},
-    "prefix readout, 20 targets, 512 negatives": {
-        "model": {"readout": "prefix"},
-        "objective": {"candidates": "uniform", "num_negatives": 512, "negatives_scored_by": "best-interest"},
-        "training": {"targets_per_sequence": 20},
-    },
+HISTORY = "history readout, full softmax"
+PREFIX = "prefix readout, 50 targets, full softmax"
+SAMPLED = "prefix readout, 20 targets, 512 negatives"
+SAMPLING = {"candidates": "uniform", "num_negatives": 512, "negatives_scored_by": "best-interest"}
+SHAPES: dict[str, dict[str, dict[str, Any]]] = {
+    HISTORY: {"objective": {"negatives_scored_by": "best-interest"}},
+    PREFIX: {"model": {"readout": "prefix"}, "objective": {"negatives_scored_by": "best-interest"}},
+    SAMPLED: {"model": {"readout": "prefix"}, "objective": SAMPLING, "training": {"targets_per_sequence": 20}},
 }
+SIZES = ((64, 512), (256, 128))
+PEAK_SIZE = 1536
 
 
-class Step:
-    """Training steps of a configuration on random sequences, with the time spent on input counted apart."""
+class Input:
+    """Batches of random sequences, with the time that they take counted apart."""
 
-    def __init__(self, config: Config) -> None:
-        torch.manual_seed(0)
+    def __init__(self, config: Config, num_items: int) -> None:
         random = np.random.default_rng(0)
         lengths = np.maximum(2, random.geometric(1 / MEAN_LENGTH, NUM_USERS))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        items = random.integers(1, NUM_ITEMS + 1, offsets[-1], dtype=np.int32)
-        sequences = Sequences(offsets, items, np.zeros(0, np.int64), [])
-        self.model = BiVRec({"id": id_tower(config.model, NUM_ITEMS)})
-        self.objective = Objective(self.model, config.objective)
-        self.optimizer = make_optimizer(self.model, [], config.training)
-        self.sampler = BatchSampler(
-            sequences,
+        items = random.integers(1, num_items + 1, offsets[-1], dtype=np.int32)
+        self._sampler = BatchSampler(
+            Sequences(offsets, items, np.zeros(0, np.int64), []),
             batch_size=config.training.batch_size,
             max_history=config.model.max_history,
             min_history=1,
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
             seed=0,
         )
-        self.candidates = CandidateSampler(config.objective, np.ones(NUM_ITEMS + 1), 0)
-        self.input_seconds = 0.0
+        self.candidates = CandidateSampler(config.objective, np.ones(num_items + 1), 0)
+        self.seconds = 0.0
 
-    def __call__(self, step: int) -> None:
-        """Do one step."""
-        started = time.perf_counter()
-        batch = self.sampler.batch(step)
-        self.input_seconds += time.perf_counter() - started
-        loss = self.objective(batch, self.candidates.draw(step, batch.targets))["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
+    def batch(self, step: int) -> Any:
+        """The batch of a step."""
+        started = time.process_time()
+        batch = self._sampler.batch(step)
+        self.seconds += time.process_time() - started
+        return batch
+
+
+def our_step(config: Config, data: Input, num_items: int) -> Callable[[int], None]:
+    """A step as the training loop does it."""
+    keep_freed_memory()
+    model = BiVRec({"id": id_tower(config.model, num_items)})
+    objective = Objective(model, config.objective)
+    optimizer = make_optimizer(model, [], config.training)
+
+    def step(number: int) -> None:
+        batch = data.batch(number)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bf16"):
+            loss = objective(batch, data.candidates.draw(number, batch.targets))["loss"]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        clip_gradients(model.parameters(), config.training.clip_norm)
+        optimizer.step()
+
+    return step
 
 
-def measure(run: Step, steps: int) -> dict[str, float]:
-    """Milliseconds per step (the median), and the share of the time that batches take."""
-    run(0)
-    run.input_seconds = 0.0
-    times = []
-    for step in range(1, steps + 1):
-        started = time.perf_counter()
-        run(step)
-        times.append(time.perf_counter() - started)
-    return {"milliseconds": 1000 * float(np.median(times)), "input_percent": 100 * run.input_seconds / sum(times)}
+def plain_step(config: Config, data: Input, num_items: int) -> Callable[[int], None]:
+    """The reference."""
+    model = PlainModel(config.model, num_items)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step(number: int) -> None:
+        batch = data.batch(number)
+        optimizer.zero_grad()
+        model(batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
 
 
-def straightforward_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, best_interest: bool, left_out: Tensor | None = None
-) -> Tensor:
-    """Full softmax with every logit held for the backward pass."""
-    nearest = (interests @ functional.embedding(targets, catalogue).unsqueeze(-1)).squeeze(-1).argmax(1)
-    logits = interests[torch.arange(len(targets)), nearest] @ catalogue.T
-    return functional.cross_entropy(logits, targets, reduction="sum")
+def serve(pipe: Connection, kind: str, config: Config, num_items: int, threads: int) -> None:
+    """In a process of its own: for each number that comes through the pipe, do that step and answer what it took."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    data = Input(config, num_items)
+    step = {"ours": our_step, "plain": plain_step}[kind](config, data, num_items)
+    while (number := pipe.recv()) is not None:
+        data.seconds = 0.0
+        if number == 0:
+            with FlopCounterMode(display=False) as counter:
+                step(0)
+            pipe.send({"flop": counter.get_total_flops()})
+            continue
+        started = time.process_time()
+        step(number)
+        seconds = time.process_time() - started
+        # Linux counts in KiB.
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        pipe.send({"seconds": seconds, "input": data.seconds, "gib": memory})
 
 
-def _configuration(shape: dict[str, dict[str, object]], batch_size: int) -> Config:
-    base = {
-        "model": {"hidden_size": 64, "max_history": 50, "num_interests": [4], "gaussian": "bias"},
-        "training": {"views": ["id"], "selection_view": "id", "batch_size": batch_size},
-    }
-    sections = {*base, *shape}
-    return config_from_dict({section: {**base.get(section, {}), **shape.get(section, {})} for section in sections})
+@contextmanager
+def server(kind: str, config: Config, num_items: int = NUM_ITEMS) -> Iterator[Callable[[int], dict[str, float]]]:
+    """A function that has a step done by a new process; step 0 answers the FLOP of its matrix products."""
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=serve, args=(there, kind, config, num_items, torch.get_num_threads()))
+    process.start()
+    # Otherwise a process that has died would leave its answer awaited for ever.
+    there.close()
 
+    def ask(number: int) -> dict[str, float]:
+        here.send(number)
+        answer: dict[str, float] = here.recv()
+        return answer
 
-def _with_straightforward_loss(run: Callable[[], dict[str, float]]) -> dict[str, float]:
-    original = objective_module.full_softmax_loss
-    objective_module.full_softmax_loss = straightforward_loss
     try:
-        return run()
+        yield ask
     finally:
-        objective_module.full_softmax_loss = original
+        here.send(None)
+        process.join()
+
+
+def peak() -> float:
+    """FLOP a second of a large float32 product, the best of five."""
+    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE)
+    best = float("inf")
+    for _ in range(5):
+        started = time.process_time()
+        matrix @ matrix
+        best = min(best, time.process_time() - started)
+    return 2 * PEAK_SIZE**3 / best
+
+
+def configuration(shape: dict[str, dict[str, Any]], hidden_size: int, batch_size: int, precision: str) -> Config:
+    """A shape as a configuration of the ID view."""
+    base: dict[str, dict[str, Any]] = {
+        "model": {"hidden_size": hidden_size, "num_heads": 2, "gaussian": "bias", "assignment": "softmax-soft"},
+        "objective": {},
+        "training": {"views": ["id"], "selection_view": "id", "batch_size": batch_size, "precision": precision},
+    }
+    return config_from_dict({section: {**values, **shape.get(section, {})} for section, values in base.items()})
+
+
+def compare(shape: str, hidden_size: int, batch_size: int, steps: int) -> list[dict[str, Any]]:
+    """A row for each way to do the step."""
+    single, half = (configuration(SHAPES[shape], hidden_size, batch_size, kind) for kind in ("fp32", "bf16"))
+    with server("plain", single) as plain, server("ours", single) as ours, server("ours", half) as ours_half:
+        systems = {"plain PyTorch": plain, "bivrec fp32": ours, "bivrec bf16": ours_half}
+        flop = {name: ask(0)["flop"] for name, ask in systems.items()}
+        answers: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
+        peaks = []
+        for number in range(1, steps + 3):
+            peaks.append(peak())
+            for name, ask in systems.items():
+                answer = ask(number)
+                # In its first steps a process still gets memory from the kernel.
+                if number > 2:
+                    answers[name].append(answer)
+    rows = []
+    reference = None
+    for name, taken in answers.items():
+        seconds = float(np.median([answer["seconds"] for answer in taken]))
+        reference = reference or seconds
+        rows.append(
+            {
+                "step": shape,
+                "D": hidden_size,
+                "batch": batch_size,
+                "how": name,
+                "ms": 1000 * seconds,
+                "speed-up": reference / seconds,
+                "GFLOP": flop[name] / 1e9,
+                "% of fp32 peak": 100 * flop[name] / seconds / float(np.median(peaks)),
+                "input %": 100 * sum(answer["input"] for answer in taken) / sum(answer["seconds"] for answer in taken),
+            }
+        )
+    return rows
+
+
+def grow(num_items: int, hidden_size: int, batch_size: int, steps: int) -> dict[str, Any]:
+    """Time and memory of a step with sampled candidates on a catalogue."""
+    with server("ours", configuration(SHAPES[SAMPLED], hidden_size, batch_size, "fp32"), num_items) as ask:
+        ask(0)
+        answers = [ask(number) for number in range(1, steps + 3)][2:]
+    return {
+        "items": num_items,
+        "D": hidden_size,
+        "batch": batch_size,
+        "ms": 1000 * float(np.median([answer["seconds"] for answer in answers])),
+        "peak memory, GiB": answers[-1]["gib"],
+        "table and moments, GiB": 3 * 4 * num_items * hidden_size / 2**30,
+    }
 
 
 @click.command()
-@click.option("--steps", default=10, show_default=True, help="Timed steps per row.")
-@click.option("--batch-size", default=512, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the rows as JSON.")
-def main(steps: int, batch_size: int, json_path: Path | None) -> None:
+@click.option("--steps", default=8, show_default=True, help="Timed steps per row.")
+@click.option("--items", multiple=True, type=int, help="Time catalogues of these sizes instead.")
+@small_option
+@json_option
+def main(steps: int, items: tuple[int, ...], small: bool, json_path: Path | None) -> None:
     """Time a training step."""
-    rows = {}
-    for name, shape in list(SHAPES.items())[:2]:
-        config = _configuration(shape, batch_size)
-        rows[f"straightforward: {name}"] = _with_straightforward_loss(lambda c=config: measure(Step(c), steps))  # type: ignore[misc]
-    # It cannot be undone in a process, so it comes after the reference.
-    keep_freed_memory()
-    for name, shape in SHAPES.items():
-        rows[name] = measure(Step(_configuration(shape, batch_size)), steps)
-    click.echo(
-        f"D 64, batch {batch_size}, history 50, K 4, {NUM_ITEMS} items, {torch.get_num_threads()} threads, fp32\n"
-        f"{'step':<62}{'ms':>8}{'steps/s':>9}{'input %':>9}{'speed-up':>10}"
-    )
-    for name, row in rows.items():
-        reference = rows.get(f"straightforward: {name}")
-        ratio = f"{reference['milliseconds'] / row['milliseconds']:.2f}" if reference else ""
-        speed = 1000 / row["milliseconds"]
-        click.echo(f"{name:<62}{row['milliseconds']:>8.0f}{speed:>9.2f}{row['input_percent']:>9.2f}{ratio:>10}")
-    if json_path:
-        json_path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    threads = torch.get_num_threads()
+    if items:
+        rows = [grow(count, 256, 32, 2 if small else steps) for count in items]
+        report(f"Training step with 512 sampled negatives, {threads} threads", rows, json_path)
+        return
+    shapes, sizes = ((SAMPLED,), ((64, 64),)) if small else (tuple(SHAPES), SIZES)
+    rows = [row for size in sizes for shape in shapes for row in compare(shape, *size, 2 if small else steps)]
+    report(f"Training step, history 50, K 4, {NUM_ITEMS:,} items, {threads} threads", rows, json_path)
 
 
 if __name__ == "__main__":

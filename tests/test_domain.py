@@ -64,8 +64,18 @@ def test_features_of_both_modalities(domain):
     assert not both[3, 2:].any()
     assert torch.equal(both[1:, :2], functional.normalize(image[1:], dim=1))
     assert torch.equal(both[4:, 2:], functional.normalize(text[4:], dim=1))
+    items = torch.tensor([[3, 0], [7, 3]])
+    assert torch.equal(domain.feature_rows(("image", "text"))[items], both[items])
     assert torch.equal(domain.has_modality("text"), present(domain, 3))
     domain.verify()
+
+
+def test_user_ids_are_read_when_asked_for(small_domain):
+    ids = small_domain.sequences("test").user_ids
+    column = datasets.load_from_disk(str(small_domain.path / "sequences"))["test"]["user_id"][:]
+    assert ids == column
+    assert (ids[0], ids[-1], ids[1:3]) == (column[0], column[-1], column[1:3])
+    assert ids != column[1:]
 
 
 def test_half_precision_is_kept_on_disk_and_widened_on_reading(domain):

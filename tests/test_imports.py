@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "files": ("errors",),
     "config": ("errors",),
     "data": (*GROUND, "data"),
-    "features": (*GROUND, "data.domain", "features"),
+    "features": (*GROUND, "data.domain", "data.feature_rows", "features"),
     "model": (*GROUND, "model"),
     "evaluation": (*GROUND, "data", "features", "model", "evaluation"),
     "training": (*GROUND, "data", "features", "model", "evaluation", "training"),

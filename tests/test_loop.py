@@ -26,6 +26,7 @@ RESUMED: dict[str, dict[str, dict[str, Any]]] = {
     "both": {},
     "prefix": {"model": PREFIX, "training": {"targets_per_sequence": 3}},
     "sampled": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2}},
+    "sparse table": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2, "weight_decay": 0.1}},
     "scheduled": {"training": {"views": ["mm"], "schedule": "cosine", "warmup_steps": 4, "optimizer": "adam"}},
 }
 
@@ -43,11 +44,13 @@ def without_rates(run: Run) -> list[dict[str, Any]]:
 # Interrupt and resume
 
 
-@pytest.mark.parametrize("sections", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("case", RESUMED)
 def test_a_resumed_training_continues_bit_for_bit(
-    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, dict[str, Any]]
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    wanted = with_steps(12, 4, **sections)
+    if case == "sparse table":
+        monkeypatch.setattr("bivrec.training.objective.SPARSE_ROWS", 0)
+    wanted = with_steps(12, 4, **RESUMED[case])
     straight = pretrain(source, tmp_path / "straight", wanted)
     with monkeypatch.context() as patch:
         interrupt_at(patch, step=7)

@@ -7,7 +7,7 @@ from torch import nn
 
 from bivrec.config import TrainingConfig
 from bivrec.model.tower import FeatureItems
-from bivrec.training.optimizer import learning_rate_factor, make_optimizer
+from bivrec.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
 
 
 def training(**changes: Any) -> TrainingConfig:
@@ -21,7 +21,7 @@ def model() -> nn.Sequential:
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_kinds(model: nn.Module, name: str, kind: type) -> None:
-    assert type(make_optimizer(model, [], training(optimizer=name))) is kind
+    assert isinstance(make_optimizer(model, [], training(optimizer=name)), kind)
 
 
 def test_only_matrices_decay(model: nn.Module) -> None:
@@ -89,3 +89,60 @@ def test_after_warm_up_the_learning_rate_never_rises(schedule: str) -> None:
     assert factors[:10] == sorted(factors[:10])
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert all(factor > 0 for factor in factors)
+
+
+# Tables of which a step reads few rows
+
+
+def tables(sparse: bool) -> nn.ModuleList:
+    torch.manual_seed(0)
+    return nn.ModuleList([nn.Embedding(9, 4, sparse=sparse), nn.Linear(4, 2)])
+
+
+def read(model: nn.ModuleList, rows: list[int]) -> None:
+    """Gradients of a loss that reads these rows."""
+    model.zero_grad()
+    model[1](model[0](torch.tensor(rows))).square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_sparse_gradient_of_all_rows_is_a_dense_one(name: str) -> None:
+    weights = []
+    for sparse in (False, True):
+        model = tables(sparse)
+        optimizer = make_optimizer(model, [], training(optimizer=name))
+        for _ in range(4):
+            read(model, [0, 4, 1, 3, 3, 2, 5, 8, 7, 6])
+            optimizer.step()
+        weights.append(list(model.parameters()))
+    torch.testing.assert_close(weights[1], weights[0])
+
+
+def test_rows_that_are_not_read_stay_and_the_others_follow_sparse_adam() -> None:
+    model, other = tables(True), tables(True)
+    before = model[0].weight.detach().clone()
+    optimizer = make_optimizer(model, [], training(optimizer="adam", weight_decay=0.0))
+    oracle = torch.optim.SparseAdam(list(other[0].parameters()), lr=0.1)
+    for rows in ([1, 4], [4, 4, 7], [1]):
+        read(model, rows)
+        other[1].load_state_dict(model[1].state_dict())
+        read(other, rows)
+        optimizer.step()
+        oracle.step()
+    torch.testing.assert_close(model[0].weight, other[0].weight)
+    untouched = [0, 2, 3, 5, 6, 8]
+    assert torch.equal(model[0].weight[untouched], before[untouched])
+    assert not (model[0].weight[[1, 4, 7]] == before[[1, 4, 7]]).any()
+
+
+@pytest.mark.parametrize("largest", [0.01, 1e6])
+def test_clipping_counts_dense_and_sparse_gradients_together(largest: float) -> None:
+    gradients = []
+    for sparse in (False, True):
+        model = tables(sparse)
+        read(model, [2, 5, 5])
+        clip_gradients(model.parameters(), largest)
+        gradients.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    norm = sum(gradient.square().sum() for gradient in gradients[1]).sqrt()
+    assert norm <= largest * 1.001

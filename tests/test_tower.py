@@ -268,6 +268,31 @@ def test_features_of_another_size_are_refused() -> None:
         FeatureItems(FEATURE_SIZE, 8).attach(torch.zeros(5, 9))
 
 
+class CountedRows:
+    """Features of which somebody else knows where they are."""
+
+    def __init__(self) -> None:
+        self.shape = tuple(item_features().shape)
+        self.read = 0
+
+    def __getitem__(self, items: Tensor) -> Tensor:
+        self.read += items.numel()
+        return item_features()[items]
+
+
+@pytest.mark.parametrize(("resident_bytes", "read"), [(2**30, NUM_ITEMS + 1), (0, 6)])
+def test_of_large_features_only_the_rows_of_a_batch_are_read(
+    monkeypatch: pytest.MonkeyPatch, resident_bytes: int, read: int
+) -> None:
+    monkeypatch.setattr("bivrec.model.tower.RESIDENT_BYTES", resident_bytes)
+    items, source = FeatureItems(FEATURE_SIZE, 8).double(), CountedRows()
+    items.attach(source)
+    for indices in (torch.tensor([[4, 0], [2, 4]]), torch.tensor([1, 3])):
+        torch.testing.assert_close(items(indices), item_features()[indices].double() @ items.projection.weight.T)
+    assert items.num_items == NUM_ITEMS
+    assert source.read == read
+
+
 def test_a_tower_without_features_says_so() -> None:
     items = FeatureItems(FEATURE_SIZE, 8)
     with pytest.raises(BivrecError, match="attach"):

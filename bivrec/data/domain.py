@@ -11,7 +11,7 @@ Item index 0 is padding; indices 1..V go by decreasing number of interactions of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 
+from bivrec.data.feature_rows import FeatureRows
 from bivrec.errors import BivrecError
 from bivrec.files import new_file, read_json, sha256, write_json
 
@@ -87,6 +87,29 @@ class DomainInfo:
     """Path in the Domain -> size and checksum."""
 
 
+class UserIds(Sequence[str]):
+    """Ids that stay in a memory-mapped column, or in another sequence, until one is asked for."""
+
+    def __init__(self, source: pa.ChunkedArray | Sequence[str], rows: np.ndarray | None = None) -> None:
+        """rows: which entries of the source, in this order (default: all)."""
+        self._source = source
+        self._rows = range(len(source)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        found = self._source[int(self._rows[place])]
+        return found if isinstance(found, str) else found.as_py()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Sequences:
     """The users of a split in CSR layout: user `u` has the items `items[offsets[u]:offsets[u + 1]]`, oldest first."""
@@ -97,7 +120,7 @@ class Sequences:
     """int32 [interactions]: item indices, 1..V; a view of the memory-mapped file."""
     timestamps: np.ndarray
     """int64 [interactions], in the unit of the source (seconds, or a rank)."""
-    user_ids: list[str]
+    user_ids: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -161,7 +184,7 @@ class Domain:
             offsets=items.offsets.to_numpy().astype(np.int64),
             items=items.values.to_numpy(zero_copy_only=True),
             timestamps=timestamps.values.to_numpy(zero_copy_only=True),
-            user_ids=table["user_id"].to_pylist(),
+            user_ids=UserIds(table["user_id"]),
         )
 
     def item_table(self) -> datasets.Dataset:
@@ -179,8 +202,11 @@ class Domain:
         Each modality's part of a row has length 1, so that none outweighs another. Row 0 (padding) and the parts of
         items without the modality are zeros.
         """
-        parts = [self._read_feature(name, name).float() for name in modalities]
-        return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1)
+        return self.feature_rows(modalities)[torch.arange(self.num_items + 1)]
+
+    def feature_rows(self, modalities: tuple[str, ...]) -> FeatureRows:
+        """The same features, left in their file; only rows that are asked for are read."""
+        return FeatureRows([self._read_feature(name, name) for name in modalities])
 
     def has_modality(self, modality: str) -> Tensor:
         """Bool [V + 1]: which items have features of the modality."""

@@ -5,6 +5,7 @@ The users of a split were never trained on. The first 80 % of a user's sequence 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bivrec.data.domain import Sequences
+from bivrec.data.domain import Sequences, UserIds
 from bivrec.errors import BivrecError
 
 Integers = npt.NDArray[np.int64]
@@ -29,7 +30,7 @@ class EvaluationUsers:
     starts: Integers
     cuts: Integers
     ends: Integers
-    user_ids: list[str]
+    user_ids: Sequence[str]
     skipped: int
     """Users of the split left out because they have no history or no target."""
     history_limit: int | None = None
@@ -50,7 +51,7 @@ class EvaluationUsers:
             starts=starts,
             cuts=starts + lengths[rows] * 4 // 5,
             ends=offsets[rows + 1],
-            user_ids=[sequences.user_ids[row] for row in rows],
+            user_ids=UserIds(sequences.user_ids, rows),
             skipped=len(lengths) - len(rows),
         )
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.feature_rows import FeatureRows
 from bivrec.errors import BivrecError
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.precomputed import POOLING as FILE_POOLING
@@ -20,7 +20,7 @@ from bivrec.features.text import HashingTextEncoder
 BUILT_IN = (HashingTextEncoder.name, DescriptorImageEncoder.name)
 
 
-def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, tower: str) -> Tensor:
+def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, tower: str) -> FeatureRows:
     """The features [V + 1, sum of dimensions] that a tower expects of a Domain, modalities side by side.
 
     A modality that no item of the Domain has is zeros, as it is for single items without it. Raises BivrecError,
@@ -32,10 +32,12 @@ def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, to
         raise BivrecError(f"{domain.path}: no item has a {' or '.join(expected)}, and {tower} reads nothing else")
     check_contract(wanted, domain.info.features, tower=tower, domain=domain.path)
     parts = [
-        torch.zeros(domain.num_items + 1, spec.dimension) if name in absent else domain.features((name,))
+        torch.zeros(1, spec.dimension).expand(domain.num_items + 1, -1)
+        if name in absent
+        else domain.feature_rows((name,)).parts[0]
         for name, spec in expected.items()
     ]
-    return torch.cat(parts, dim=1)
+    return FeatureRows(parts)
 
 
 def check_contract(

@@ -107,7 +107,7 @@ class _Attention(torch.autograd.Function):
             out.copy_((weight if mask is None else weight * mask) @ value)
             weights.append(weight)
             masks.append(mask)
-        ctx.save_for_backward(projected, factor, *weights, *masks)
+        ctx.save_for_backward(projected, factor, *weights, *masks)  # type: ignore[arg-type]
         ctx.num_heads = num_heads  # type: ignore[attr-defined]
         return mixed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,10 @@ def _spread_decays(count: int) -> Tensor:
 
 
 class IdItems(nn.Module):
-    """Item vectors from a trainable table, one row per item of a Domain."""
+    """Item vectors from a trainable table, one row per item of a Domain.
+
+    With `table.sparse`, the gradient of the table holds only the rows that were read.
+    """
 
     def __init__(self, num_items: int, hidden_size: int) -> None:
         super().__init__()
@@ -139,13 +143,28 @@ class IdItems(nn.Module):
         return vectors
 
 
+RESIDENT_BYTES = 2**30
+"""Features up to this size are held on the device; of larger ones, only rows that are asked for are read and sent."""
+
+
+class Rows(Protocol):
+    """A table of features [V+1, F] that gives rows; a tensor is one, and so is a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V+1, F)."""
+
+    def __getitem__(self, items: Tensor, /) -> Tensor:
+        """Rows [..., F] of items on the CPU."""
+
+
 class FeatureItems(nn.Module):
     """Item vectors from frozen features, through a projection that transfers between Domains.
 
     The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
     """
 
-    features: Tensor | None
+    features: Rows | None
 
     def __init__(self, feature_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -155,29 +174,40 @@ class FeatureItems(nn.Module):
         # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
         self.features = None
 
-    def attach(self, features: Tensor) -> None:
-        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
+    def attach(self, features: Rows) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero.
+
+        Those that are no tensor are read as a whole if they fit RESIDENT_BYTES.
+        """
         if features.shape[1] != self.projection.in_features:
             raise BivrecError(
                 f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
                 "encode the Domain with the tower's encoders and modalities"
             )
-        self.features = features
+        fits = 4 * features.shape[0] * features.shape[1] <= RESIDENT_BYTES
+        whole = fits and not isinstance(features, Tensor)
+        self.features = features[torch.arange(features.shape[0])] if whole else features
 
     @property
     def num_items(self) -> int:
         """V, the size of the catalogue."""
-        return len(self._attached()) - 1
+        return self._attached().shape[0] - 1
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.projection(functional.embedding(indices, self._attached()))
+        features = self._attached()
+        if isinstance(features, Tensor):
+            # Once; afterwards they lie where the projection does.
+            self.features = features = features.to(self.projection.weight)
+            rows = functional.embedding(indices, features)
+        else:
+            rows = features[indices.cpu()].to(self.projection.weight)
+        vectors: Tensor = self.projection(rows)
         return vectors
 
-    def _attached(self) -> Tensor:
+    def _attached(self) -> Rows:
         if self.features is None:
             raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
-        self.features = self.features.to(self.projection.weight)
         return self.features
 
 

@@ -31,6 +31,8 @@ class CandidateSampler:
         self._num_items = len(item_counts) - 1
         self._seed = seed
         self._probability = torch.from_numpy(self._probabilities(item_counts))
+        self._draws = 0
+        self._log_inclusion = torch.empty(0)
 
     def draw(self, step: int, targets: Tensor) -> Candidates | None:
         """Candidates of a step whose batch has `targets` [B, T] on this process; None: the full catalogue."""
@@ -44,11 +46,16 @@ class CandidateSampler:
             # The inverse of the cumulative distribution of the log-uniform law P(i) = log((i + 1) / i) / log(V + 1).
             drawn = uniform * self._num_items + 1 if kind == "uniform" else (self._num_items + 1) ** uniform
             items = torch.from_numpy(np.clip(drawn.astype(np.int64), 1, self._num_items)).to(targets.device)
-        # Of n draws, an item with probability p is in the sample with 1 - (1 - p)^n. Where n p is large, correcting by
-        # n p and keeping repetitions would favour the frequent items.
-        probability = self._probability.to(targets.device)
-        inclusion = -torch.expm1(len(items) * torch.log1p(-probability))
-        return Candidates(torch.unique(items), inclusion.log().float())
+        return Candidates(torch.unique(items), self._inclusion(len(items)).to(targets.device))
+
+    def _inclusion(self, draws: int) -> Tensor:
+        """[V + 1]: logarithm of the probability of being among `draws` items; kept, since most steps draw as many."""
+        if draws != self._draws:
+            # Of n draws, an item with probability p is in the sample with 1 - (1 - p)^n. Where n p is large,
+            # correcting by n p and keeping repetitions would favour the frequent items.
+            inclusion = -torch.expm1(draws * torch.log1p(-self._probability))
+            self._draws, self._log_inclusion = draws, inclusion.log().float()
+        return self._log_inclusion
 
     def _probabilities(self, item_counts: np.ndarray) -> np.ndarray:
         index = np.arange(1, self._num_items + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 
 def world_size() -> int:
@@ -36,6 +37,26 @@ def mean_over_processes(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world_size()
     return value
+
+
+def mean_sparse_over_processes(rows: Tensor) -> Tensor:
+    """The mean over processes of a sparse gradient [V, D]; only the rows that some process has are sent.
+
+    Gathered as dense tensors, which every backend can do; each process adds them up in the same order.
+    """
+    rows = rows.coalesce()
+    if world_size() == 1:
+        return rows
+    places, values = rows.indices()[0], rows.values()
+    count = torch.tensor([len(places)], device=places.device)
+    counts = [int(part) for part in gather_rows(count)]
+    missing = max(counts) - len(places)
+    # Filling adds zeros to row 0.
+    all_places = gather_rows(functional.pad(places, (0, missing)))
+    all_values = gather_rows(functional.pad(values, (0, 0, 0, missing)))
+    return torch.sparse_coo_tensor(
+        all_places.unsqueeze(0), all_values / world_size(), rows.shape, check_invariants=False
+    ).coalesce()
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from bivrec.config import Config
@@ -24,14 +26,15 @@ from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from bivrec.training.distributed import mean_over_processes
-from bivrec.training.objective import Objective
-from bivrec.training.optimizer import learning_rate_factor, make_optimizer
+from bivrec.training.distributed import mean_over_processes, mean_sparse_over_processes
+from bivrec.training.objective import Objective, id_tables
+from bivrec.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
 from bivrec.training.run import Run
 
 SELECTION_METRIC = "recall@20"
 EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
+COUNTED_AT_ONCE = 2**22
 
 
 def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
@@ -74,17 +77,27 @@ class Trainer:
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
             seed=config.training.seed,
         )
-        counts = torch.bincount(torch.from_numpy(train.items.astype("int64")), minlength=domain.num_items + 1)
-        self._candidates = CandidateSampler(config.objective, counts.numpy(), config.training.seed)
+        self._candidates = CandidateSampler(
+            config.objective, count_items(train.items, domain.num_items), config.training.seed
+        )
         self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
         self._optimizer = make_optimizer(model, self._pretrained, config.training)
-        self._objective: nn.Module = accelerator.prepare(Objective(model, config.objective))
+        self._objective: nn.Module = accelerator.prepare(self._make_objective())
         self._progress = Progress()
         if config.training.batch_size % (accelerator.num_processes * config.training.accumulate):
             raise BivrecError(
                 f"training.batch_size: {config.training.batch_size} sequences do not divide into "
                 f"{accelerator.num_processes} processes x {config.training.accumulate} micro-batches"
             )
+
+    def _make_objective(self) -> Objective:
+        objective = Objective(self._model, self._config.objective)
+        self._sparse_tables = [table for table in id_tables(self._model) if table.sparse]
+        weights = [table.weight for table in self._sparse_tables]
+        names = [name for name, parameter in objective.named_parameters() if any(parameter is w for w in weights)]
+        # Not every backend can average sparse gradients; the loop does it.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)  # type: ignore[no-untyped-call]
+        return objective
 
     def train(self, run: Run, resume: bool = False) -> Progress:
         """Train into `run` until the last step, until patience is lost, or until an interrupt; return the progress.
@@ -156,8 +169,11 @@ class Trainer:
         if step < settings.frozen_tower_steps:
             for parameter in self._pretrained:
                 parameter.grad = None
+        for table in self._sparse_tables:
+            if table.weight.grad is not None:
+                table.weight.grad = mean_sparse_over_processes(table.weight.grad)
         if settings.clip_norm:
-            accelerator.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
+            clip_gradients(self._model.parameters(), settings.clip_norm)
         self._optimizer.step()
         return totals
 
@@ -198,6 +214,14 @@ class Trainer:
             return flag
         # All processes must leave the loop at the same step, or those that go on wait for the others forever.
         return mean_over_processes(torch.tensor(float(flag), device=self._accelerator.device)).item() > 0
+
+
+def count_items(items: np.ndarray, num_items: int) -> np.ndarray:
+    """int64 [V + 1]: how often each item index occurs; in parts, since counting widens what it reads."""
+    counts = np.zeros(num_items + 1, np.int64)
+    for first in range(0, len(items), COUNTED_AT_ONCE):
+        counts += np.bincount(items[first : first + COUNTED_AT_ONCE], minlength=num_items + 1)
+    return counts
 
 
 class _Report:

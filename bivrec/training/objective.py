@@ -10,10 +10,16 @@ from bivrec.config import ObjectiveConfig
 from bivrec.data.batches import Batch
 from bivrec.model.bivrec import BiVRec
 from bivrec.model.cross_view import allocation_loss, contrastive_loss
-from bivrec.model.tower import Interests
+from bivrec.model.tower import IdItems, Interests
 from bivrec.training.candidates import Candidates
 from bivrec.training.distributed import gather_rows, mean_over_processes, rank, world_size
 from bivrec.training.losses import full_softmax_loss, sampled_softmax_loss
+
+SPARSE_ROWS = 100_000
+"""Items from which on a sampled softmax gives the ID table a gradient, and an update, of only the rows that it reads.
+
+Below, all rows together cost less than finding out which ones are meant.
+"""
 
 
 class Objective(nn.Module):
@@ -23,6 +29,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.config = config
+        for table in id_tables(model):
+            table.sparse = config.candidates != "full" and table.num_embeddings > SPARSE_ROWS
 
     def forward(self, batch: Batch, candidates: Candidates | None) -> dict[str, Tensor]:
         """The parts of the loss as scalars; `loss` is their sum, the one to minimise.
@@ -93,6 +101,11 @@ class Objective(nn.Module):
             first_row=rank() * len(users) if world_size() > 1 else 0,
             scale=cross_view.scale(),
         )
+
+
+def id_tables(model: nn.Module) -> list[nn.Embedding]:
+    """The tables of item vectors in a model."""
+    return [part.table for part in model.modules() if isinstance(part, IdItems)]
 
 
 class _Rows:
