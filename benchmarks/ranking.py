@@ -113,7 +113,7 @@ def compare(model: BiVRec, view: str, interests: Tensor, seen: Tensor, k: int, r
     for remove in (False, True):
         inputs = [(users, seen[users] if remove else None) for users in chunks]
         timed = {
-            name: lambda turn, rank=rank, inputs=inputs: rank(*inputs[turn % (len(inputs) - 1)])
+            name: lambda turn, rank=rank, inputs=inputs: rank(*inputs[turn % max(1, len(inputs) - 1)])
             for name, rank in systems.items()
         }
         seconds = alternate(timed, rounds)

@@ -25,6 +25,12 @@ def recipe_names() -> list[str]:
     ]
 
 
+def launch_configs() -> dict[str, Path]:
+    """The launch configurations of Accelerate that ship with bivrec, by name: `gpu-8` and so on."""
+    folder = Path(str(resources.files(PACKAGES["pretrain"]) / "launch"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Values of a recipe with `section.key=value` overrides: a YAML file, `stage/name`, or `name` of the given stage.
 

@@ -13,10 +13,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stages import NOISELESS, bivrec, config, in_subprocess, new_run, same, settings, train_losses, untrained, weights
+from stages import (
+    NOISELESS,
+    bivrec,
+    config,
+    in_subprocess,
+    interrupt_at,
+    new_run,
+    same,
+    settings,
+    train_losses,
+    untrained,
+    weights,
+)
 
 from bivrec.config import Config
 from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
@@ -25,7 +38,7 @@ from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
 
-STEPS = {"steps": 4, "evaluate_every": 1}
+STEPS = {"steps": 20, "evaluate_every": 5}
 CONFIGS: dict[str, Config] = {
     "paper": config(model=NOISELESS, training=STEPS),
     "prefix": config(
@@ -52,11 +65,18 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def folder(request: pytest.FixtureRequest, source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Runs `whole` and `broken` of two processes, and `alone` of one, with the same configuration."""
+    """Runs of the same configuration: `whole` and `broken` of two processes, `alone` of one, `continued` of both.
+
+    `broken` is interrupted at step 2, and so was `continued` before two processes took it over.
+    """
     wanted = CONFIGS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     for name in ("whole", "broken"):
         new_run(folder / name, source, wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, step=1)
+        with pytest.raises(BivrecError, match="interrupted at step 2"):
+            pretrain(source, folder / "continued", wanted)
     result = torchrun(Path(__file__).with_name("two_processes.py"), source.path, folder)
     assert result.returncode == 0, result.stderr
     pretrain(source, folder / "alone", wanted)
@@ -81,7 +101,7 @@ def test_both_hold_the_same_weights(folder: Path) -> None:
 
 def test_the_losses_are_those_of_one_process(folder: Path) -> None:
     together, alone = (train_losses(Run.open(folder / name)) for name in ("whole", "alone"))
-    assert len(together) == STEPS["steps"]
+    assert len(together) == STEPS["steps"] / STEPS["evaluate_every"]
     assert together == pytest.approx(alone, rel=1e-3)
 
 
@@ -112,8 +132,26 @@ def test_one_process_goes_on_where_two_stopped(folder: Path) -> None:
     if run.progress("last").step < STEPS["steps"]:
         resume(run.path)
     whole = Run.open(folder / "whole")
-    assert train_losses(run) == pytest.approx(train_losses(whole), rel=1e-3)
+    # The first line is the mean of the steps since the interrupt.
+    assert train_losses(run)[1:] == pytest.approx(train_losses(whole)[1:], rel=1e-3)
     assert torch.isfinite(torch.tensor(train_losses(run))).all()
+
+
+def test_two_processes_go_on_where_one_stopped(folder: Path) -> None:
+    run = Run.open(folder / "continued")
+    assert run.progress("last").step == STEPS["steps"]
+    assert train_losses(run)[1:] == pytest.approx(train_losses(Run.open(folder / "whole"))[1:], rel=1e-3)
+    first, second = (load_file(run.path / f"rank-{rank}.safetensors") for rank in range(2))
+    assert same(first, second)
+
+
+def test_a_process_that_fails_ends_all_with_its_message(source: Domain, tmp_path: Path) -> None:
+    options = settings(training={"steps": 100_000})
+    failing = Path(__file__).with_name("failing_rank.py")
+    # The other process waits for the failed one's gradients; the time limit of `torchrun` tells whether for ever.
+    result = torchrun(failing, "pretrain", source.path, "--to", tmp_path / "run", *options)
+    assert result.returncode != 0
+    assert "Error: the disk of this process is gone" in result.stderr
 
 
 def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) -> None:

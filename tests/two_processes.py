@@ -22,6 +22,7 @@ from bivrec.training.run import Run
 
 def main(domain: Domain, folder: Path) -> None:
     train(domain, Run.open(folder / "whole"))
+    train(domain, Run.open(folder / "continued"), resume=True)
     # Only one process hears Ctrl-C; both must stop, at the same step.
     batch = BatchSampler.batch
 
@@ -37,11 +38,11 @@ def main(domain: Domain, folder: Path) -> None:
         (folder / f"fault-{rank()}").write_text(str(fault))
 
 
-def train(domain: Domain, run: Run) -> None:
+def train(domain: Domain, run: Run, resume: bool = False) -> None:
     accelerator = make_accelerator(str(run.path), None)
     set_seed(run.config.training.seed)
     model = untrained(domain, run.config)
-    Trainer(model, domain, run.config, accelerator).train(run)
+    Trainer(model, domain, run.config, accelerator).train(run, resume)
     save_file(dict(model.state_dict()), run.path / f"rank-{rank()}.safetensors")
     users = EvaluationUsers.from_sequences(domain.sequences("test"))
     metrics = evaluate(ModelScorer(model, "both"), users, user_chunk=4, accelerator=accelerator).metrics

