@@ -68,11 +68,12 @@ def load_pretrained(source: str, preprocessor: str, device: str) -> Pretrained:
         model = model.float().eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as fault:
         raise BivrecError(f"device '{device}': not usable ({str(fault).splitlines()[0]}); try --device cpu") from None
-    commit = "" if is_folder else str(model.config._commit_hash)
+    snapshot = folder if is_folder else _snapshot(name, revision)
+    checksum = _hash_weights(snapshot)
     return Pretrained(
         name=folder.resolve().name if is_folder else name,
-        revision=_hash_weights(folder) if is_folder else commit,
-        weights=None if is_folder else _hash_cached_weights(name, commit),
+        revision=checksum if is_folder else snapshot.name,
+        weights=None if is_folder else checksum,
         model=model,
         preprocessor=processor,
     )
@@ -98,9 +99,12 @@ def _split_revision(source: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def _hash_cached_weights(name: str, commit: str) -> str | None:
-    config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=commit)
-    return _hash_weights(Path(config).parent) if isinstance(config, str) else None
+def _snapshot(name: str, revision: str | None) -> Path:
+    """The folder of the local cache, named by the commit, that a network of the Hub was just loaded from."""
+    config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(config, str):
+        raise BivrecError(f"{name}: not in the cache of the Hub after loading; is HF_HUB_CACHE the same for all?")
+    return Path(config).parent
 
 
 def _hash_weights(folder: Path) -> str:
