@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,10 @@ def _feature_spec(values: Any, source: str) -> FeatureSpec:
         spec = FeatureSpec(**values)
     except TypeError as fault:
         raise BivrecError(f"{source}: not a feature specification ({str(fault)[:200]})") from None
-    _count(spec.dimension, "dimension", 1, MAX_FEATURES, source)
-    for name, kinds in (("encoder", str), ("pooling", str), ("whiten", bool), ("revision", str | None)):
-        if not isinstance(value := getattr(spec, name), kinds):
+    for name, kind in typing.get_type_hints(FeatureSpec).items():
+        if not isinstance(value := getattr(spec, name), kind):
             raise BivrecError(f"{source}.{name}: unexpected {_short(value)}")
+    _count(spec.dimension, "dimension", 1, MAX_FEATURES, source)
     return spec
 
 

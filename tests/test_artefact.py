@@ -1,6 +1,8 @@
 """Published models as Python objects, and what is refused of files that nobody vouches for."""
 
+import ast
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -219,6 +221,21 @@ def test_a_clone_has_weights_of_its_own(tower: Path, source: Domain) -> None:
 def test_a_joint_model_without_its_domain_cannot_rank(pretrained: Run) -> None:
     with pytest.raises(BivrecError, match="no Domain yet"):
         model_of_run(pretrained).scorer()
+
+
+def test_the_example_of_the_readme_runs(
+    tower: Path, source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"### Use it from Python\n\n```python\n(.*?)```", readme, re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tower, tmp_path / "my-org" / "bivrec-ml-25m")
+    shutil.copytree(source.path, tmp_path / "domains" / "shop")
+    exec(example[1], {})
+    shown = ast.literal_eval(capsys.readouterr().out)
+    assert len(set(shown)) == 10
+    assert set(shown) <= set(source.item_ids())
 
 
 # What does not fit together

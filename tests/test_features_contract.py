@@ -19,7 +19,15 @@ def test_equal_specifications_agree_whatever_else_the_domain_has():
 
 
 @pytest.mark.parametrize(
-    "change", [{"encoder": "other"}, {"revision": "1"}, {"dimension": 3}, {"pooling": "cls"}, {"whiten": False}]
+    "change",
+    [
+        {"encoder": "other"},
+        {"revision": "1"},
+        {"dimension": 3},
+        {"pooling": "cls"},
+        {"whiten": False},
+        {"max_tokens": 32},
+    ],
 )
 def test_any_difference_is_refused(change):
     with pytest.raises(BivrecError, match="features differ"):
@@ -44,6 +52,7 @@ def test_message_names_both_sides_and_the_command():
     [
         (FeatureSpec("hashing", "1", 256, "sum", True), "--text hashing --whiten"),
         (FeatureSpec("mini", "sha256:ab", 384, "cls", False), "--text FOLDER/mini --pooling cls"),
+        (FeatureSpec("bert", "86b5e09", 768, "mean", False, 32), "--text bert@86b5e09 --pooling mean --max-tokens 32"),
         (FeatureSpec("ours", None, 384, "file", False), "--text-features FILE --text ours"),
         (FeatureSpec("file", "sha256:ab", 384, "file", False), "--text-features FILE"),
     ],
@@ -59,3 +68,20 @@ def test_a_local_folder_is_known_by_its_weights_not_its_name():
     check({"text": folder}, {"text": dataclasses.replace(folder, encoder="renamed")})
     with pytest.raises(BivrecError):
         check({"text": folder}, {"text": dataclasses.replace(folder, encoder="renamed", revision="sha256:cd")})
+
+
+def test_a_local_copy_of_an_encoder_of_the_hub_agrees_with_it():
+    hub = dataclasses.replace(BERT, weights="sha256:ab")
+    copy = dataclasses.replace(BERT, encoder="my-bert", revision="sha256:ab")
+    check({"text": hub}, {"text": copy})
+    check({"text": copy}, {"text": hub})
+    check({"text": hub}, {"text": dataclasses.replace(hub, revision="another commit, the same weights")})
+    check({"text": hub}, {"text": BERT})
+    check({"text": BERT}, {"text": hub})
+    for other in (
+        dataclasses.replace(copy, revision="sha256:cd"),
+        dataclasses.replace(copy, pooling="cls"),
+        dataclasses.replace(hub, encoder="other", weights="sha256:cd"),
+    ):
+        with pytest.raises(BivrecError, match="features differ"):
+            check({"text": hub}, {"text": other})

@@ -48,6 +48,15 @@ def test_revision_of_a_folder_identifies_the_weights(bert, tmp_path):
     assert revisions[0].startswith("sha256:")
 
 
+def test_an_encoder_of_the_hub_has_the_weights_of_a_local_copy(hub, bert):
+    hub.create("org/bert")
+    commit = hub.commit("org/bert", {path.name: path.read_bytes() for path in bert.iterdir()})
+    remote, local = TransformersTextEncoder("org/bert"), TransformersTextEncoder(str(bert))
+    assert (remote.name, remote.revision) == ("org/bert", commit)
+    assert remote.weights == local.revision
+    assert torch.equal(remote(["red glass"]), local(["red glass"]))
+
+
 def test_a_checkpoint_without_all_weights_is_refused(bert, tmp_path):
     from safetensors.torch import load_file, save_file
 

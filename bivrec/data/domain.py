@@ -56,6 +56,10 @@ class FeatureSpec:
     dimension: int
     pooling: str
     whiten: bool
+    max_tokens: int | None = None
+    """Where texts were cut; None of what has no tokens."""
+    weights: str | None = None
+    """`sha256:...` of the weights of an encoder of the Hub, which a local copy of it has too."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ def describe(spec: FeatureSpec | None) -> str:
     if spec is None:
         return "missing"
     revision = f"@{spec.revision}" if spec.revision else ""
-    return f"{spec.encoder}{revision} ({spec.dimension}-d, {spec.pooling}{', whitened' if spec.whiten else ''})"
+    tokens = f", {spec.max_tokens} tokens" if spec.max_tokens else ""
+    whitened = ", whitened" if spec.whiten else ""
+    return f"{spec.encoder}{revision} ({spec.dimension}-d, {spec.pooling}{tokens}{whitened})"
 
 
 def encode_command(domain: str | Path, specs: Mapping[str, FeatureSpec]) -> str:
@@ -80,13 +82,27 @@ def _options(modality: str, spec: FeatureSpec) -> str:
     local = spec.revision is not None and spec.revision.startswith(LOCAL_REVISION)
     source = f"FOLDER/{spec.encoder}" if local else f"{spec.encoder}@{spec.revision}"
     pooling = f" --pooling {spec.pooling}" if modality == "text" else ""
-    return f"--{modality} {source}{pooling}{whiten}"
+    tokens = f" --max-tokens {spec.max_tokens}" if spec.max_tokens else ""
+    return f"--{modality} {source}{pooling}{tokens}{whiten}"
 
 
 def _agree(expected: FeatureSpec, actual: FeatureSpec | None) -> bool:
     if actual is None:
         return False
-    if expected.revision == actual.revision and (expected.revision or "").startswith(LOCAL_REVISION):
-        # The checksum identifies the weights; what the user called the folder does not matter.
-        actual = dataclasses.replace(actual, encoder=expected.encoder)
+    # The commit of an encoder of the Hub says enough, with or without the checksum of its weights.
+    actual = dataclasses.replace(actual, weights=expected.weights) if _same_commit(expected, actual) else actual
+    if _weights(expected) is not None and _weights(expected) == _weights(actual):
+        # The checksum identifies the weights; where they lie and what the user called the folder does not matter.
+        actual = dataclasses.replace(
+            actual, encoder=expected.encoder, revision=expected.revision, weights=expected.weights
+        )
     return expected == actual
+
+
+def _same_commit(one: FeatureSpec, other: FeatureSpec) -> bool:
+    return (one.encoder, one.revision) == (other.encoder, other.revision)
+
+
+def _weights(spec: FeatureSpec) -> str | None:
+    """Checksum of the encoder's weights or of the feature file; None if it is not recorded."""
+    return spec.revision if (spec.revision or "").startswith(LOCAL_REVISION) else spec.weights

@@ -218,6 +218,9 @@ def _store(
         dimension=features.shape[1],
         pooling=encoder.pooling,
         whiten=whiten,
+        # Of pretrained networks alone.
+        max_tokens=getattr(encoder, "max_tokens", None),
+        weights=getattr(encoder, "weights", None),
     )
     domain.with_features({modality: table}, {modality: torch.nn.functional.pad(present, (1, 0))}, {modality: spec})
     shutil.rmtree(_parts_folder(domain, modality), ignore_errors=True)

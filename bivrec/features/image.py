@@ -64,7 +64,7 @@ class TransformersImageEncoder:
         _pillow()
         self.device = device or default_device()
         pretrained = load_pretrained(source, "AutoImageProcessor", self.device)
-        self.name, self.revision = pretrained.name, pretrained.revision
+        self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self._model, self._processor = pretrained.model, pretrained.preprocessor
         config = self._model.config
         self.dimension = int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 
 from bivrec.errors import BivrecError
@@ -26,6 +27,8 @@ class Pretrained:
     """Hub id, or the name of the local folder."""
     revision: str
     """Commit hash on the Hub, or `sha256:...` over the weights of a local folder."""
+    weights: str | None
+    """`sha256:...` over the weights of a network of the Hub; None of a local folder, whose revision it is."""
     model: Any
     preprocessor: Any
 
@@ -65,9 +68,12 @@ def load_pretrained(source: str, preprocessor: str, device: str) -> Pretrained:
         model = model.float().eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as fault:
         raise BivrecError(f"device '{device}': not usable ({str(fault).splitlines()[0]}); try --device cpu") from None
+    snapshot = folder if is_folder else _snapshot(name, revision)
+    checksum = _hash_weights(snapshot)
     return Pretrained(
         name=folder.resolve().name if is_folder else name,
-        revision=_hash_weights(folder) if is_folder else str(model.config._commit_hash),
+        revision=checksum if is_folder else snapshot.name,
+        weights=None if is_folder else checksum,
         model=model,
         preprocessor=processor,
     )
@@ -91,6 +97,14 @@ def _transformers() -> Any:
 def _split_revision(source: str) -> tuple[str, str | None]:
     name, _, revision = source.partition("@")
     return name, revision or None
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    """The folder of the local cache, named by the commit, that a network of the Hub was just loaded from."""
+    config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(config, str):
+        raise BivrecError(f"{name}: not in the cache of the Hub after loading; is HF_HUB_CACHE the same for all?")
+    return Path(config).parent
 
 
 def _hash_weights(folder: Path) -> str:

@@ -28,12 +28,8 @@ class TransformersTextEncoder:
             raise BivrecError(f"pooling '{pooling}': expected one of {', '.join(POOLINGS)}")
         self.device = device or default_device()
         pretrained = load_pretrained(source, "AutoTokenizer", self.device)
-        self.name, self.revision, self.pooling, self.max_tokens = (
-            pretrained.name,
-            pretrained.revision,
-            pooling,
-            max_tokens,
-        )
+        self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
+        self.pooling, self.max_tokens = pooling, max_tokens
         self._model, self._tokenizer = pretrained.model, pretrained.preprocessor
         self.dimension = int(self._model.config.hidden_size)
         positions = getattr(self._model.config, "max_position_embeddings", max_tokens)
