@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -252,18 +254,21 @@ def wait_until_quiet(folder: Path, seconds: float = 3.0) -> None:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(target: Domain, tmp_path: Path) -> None:
-    long = settings(model={}, training={"steps": 5000, "evaluate_every": 4})
+    long = settings(model={}, training={"steps": 5000, "evaluate_every": 2})
     run = tmp_path / "study/runs/target/pure-id/seed-0"
-    command = ["compare", str(target.path), "--models", "pure-id", "--to", str(tmp_path / "study"), *long]
-    with subprocess.Popen(
-        [sys.executable, "-m", "bivrec", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for(run / "last.safetensors", process)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert stderr.splitlines()[-1] == "Error: interrupted; the same command goes on where it stopped"
-    assert Run.open(run).progress("last").step >= 4
+
+    def interrupt() -> None:
+        while not (run / "last.safetensors").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    result = bivrec("compare", target.path, "--models", "pure-id", "--to", tmp_path / "study", *long)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: interrupted; the same command goes on where it stopped"
+    stopped = Run.open(run).progress("last").step
+    assert 2 <= stopped < 5000
+    assert not (run / "results.json").exists()
 
 
 def test_a_crash_is_a_complaint(target: Domain, tmp_path: Path, compared: Path) -> None:
