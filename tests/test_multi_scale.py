@@ -99,3 +99,13 @@ def test_positions_keep_their_fractions_in_half_precision() -> None:
     embedding = MultiScaleEmbedding(WIDTH, 200, (4,))
     tokens = embedding(torch.ones(1, 200, WIDTH, dtype=torch.bfloat16), torch.ones(1, 200, dtype=torch.bool))
     assert tokens.position[0, 200:].tolist() == [4 * window + 1.5 for window in reversed(range(50))]
+
+
+def test_without_positions_equal_windows_have_equal_tokens() -> None:
+    embedding = randomised(MultiScaleEmbedding(WIDTH, MAX_HISTORY, (2,), positions=False))
+    assert not list(embedding.parameters())
+    items, mask = left_padded([4], 4)
+    twice = torch.cat([items, items], 1)
+    tokens = embedding(twice, torch.cat([mask, mask], 1))
+    torch.testing.assert_close(tokens.vectors[:, :8], twice)
+    torch.testing.assert_close(tokens.vectors[:, 8:], (twice[:, ::2] + twice[:, 1::2]))
