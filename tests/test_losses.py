@@ -206,3 +206,16 @@ def test_a_row_whose_candidates_are_all_hits_has_no_loss(scored_by: str) -> None
     )
     assert loss.item() == 0
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (interests, catalogue)))
+
+
+@all_scorings
+def test_in_half_precision_the_softmax_is_float32(scored_by: str) -> None:
+    """Of scores that half precision holds exactly, the loss is exact too."""
+    generator = torch.Generator().manual_seed(3)
+    catalogue = torch.randint(0, 128, (CATALOGUE, 1), generator=generator) / 16
+    interests = torch.ones(ROWS, 1, 1)
+    targets = torch.randint(CATALOGUE, (ROWS,), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = full_softmax_loss(interests, targets, catalogue, scored_by)
+    expected = torch.nn.functional.cross_entropy(catalogue.T.expand(ROWS, -1), targets, reduction="sum")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

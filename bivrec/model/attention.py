@@ -102,7 +102,8 @@ class _Attention(torch.autograd.Function):
                 logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
             else:
                 logits = torch.bmm(query, key.transpose(1, 2)).mul_(scale).mul_(factor).add_(bias)
-            weight = logits.softmax(-1)
+            # Autocast makes it float32 on some devices; the backward pass is without autocast.
+            weight = logits.softmax(-1).to(logits.dtype)
             mask = _dropout_mask(weight, dropout)
             out.copy_((weight if mask is None else weight * mask) @ value)
             weights.append(weight)

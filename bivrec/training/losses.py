@@ -70,7 +70,8 @@ def _chunk_gradient(
     """Summed loss of a chunk of rows, and its gradients to the readers [r, k, D] and the catalogue [V, D]."""
     rows, count, width = readers.shape
     row = torch.arange(rows, device=targets.device)
-    logits = (readers.flatten(0, 1) @ catalogue.T).view(rows, count, -1)
+    # In half precision only the products are: exponentials of rounded differences would be off by per cents.
+    logits = (readers.flatten(0, 1) @ catalogue.T).float().view(rows, count, -1)
     positives = logits[row, :, targets]
     if left_out is not None:
         # Filling points at the target, whose score is put back afterwards.
@@ -80,15 +81,14 @@ def _chunk_gradient(
     if not mixture:
         _keep_nearest(logits)
         positives = logits[row, :, targets]
-    positives = positives.float()
     positive = positives.logsumexp(1)
     share = (positives - positive.unsqueeze(1)).exp()
     # Normalising the few rows that are multiplied spares passes over the many logits.
     highest = logits.flatten(1).amax(1)
     powers = logits.sub_(highest.view(-1, 1, 1)).exp_()
-    total = powers.flatten(1).sum(1, dtype=torch.float32)
+    total = powers.flatten(1).sum(1)
     loss = (total.log() + highest - positive).sum()
-    powers = powers.flatten(0, 1)
+    powers = powers.flatten(0, 1).to(readers.dtype)
     own = functional.embedding(targets, catalogue)
     reader_gradient = (powers @ catalogue).view(rows, count, width) / total.view(-1, 1, 1)
     reader_gradient = reader_gradient - share.unsqueeze(2) * own.unsqueeze(1)
