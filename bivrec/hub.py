@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bivrec.baselines.towers import feature_tower, tower_views
+from bivrec.baselines.towers import fresh_towers, tower_views
 from bivrec.cards import tower_card
 from bivrec.config import ModelConfig, model_config_from_dict
 from bivrec.data.domain import Domain, FeatureSpec
@@ -65,7 +65,8 @@ class TowerArtefact:
         """
         name = str(self.source["name"])
         sizes = [spec.dimension for spec in self.features.values()]
-        tower = feature_tower(self.config, contract_features(self.features, domain, tower=name), sizes)
+        features = contract_features(self.features, domain, tower=name)
+        tower = fresh_towers(self.config, ["mm"], domain.num_items, sizes, features)["mm"]
         load_weights(tower, self.weights, f"{name}/{WEIGHTS_FILE}")
         return tower
 

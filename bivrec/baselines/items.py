@@ -26,6 +26,10 @@ class JointItems(Items):
         """V, the size of the catalogue."""
         return self.identity.num_items
 
+    def attach(self, features: Tensor) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
+        self.content.attach(features)
+
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
         vectors: Tensor = self.identity(indices) + self.content(indices)
@@ -35,21 +39,25 @@ class JointItems(Items):
 class ModalityItems(Items):
     """Each modality's features projected by itself, side by side; before them the ID vector, if there is one."""
 
-    def __init__(self, identity: IdItems | None, features: Tensor, sizes: Sequence[int], hidden_size: int) -> None:
-        """features [V + 1, F]: modalities of these sizes side by side."""
+    def __init__(self, identity: IdItems | None, sizes: Sequence[int], hidden_size: int) -> None:
+        """sizes: dimensions of the features of each modality."""
         super().__init__()
         self.identity = identity
-        parts = [FeatureItems(size, hidden_size) for size in sizes]
-        for part, values in zip(parts, torch.split(features, list(sizes), dim=1), strict=True):
-            part.attach(values)
-        self.modalities = nn.ModuleList(parts)
+        self.modalities = nn.ModuleList(FeatureItems(size, hidden_size) for size in sizes)
+        self._sizes = list(sizes)
 
     @property
     def num_items(self) -> int:
         """V, the size of the catalogue."""
-        part = self.modalities[0]
-        assert isinstance(part, Items)
-        return part.num_items
+        return self._parts()[0].num_items
+
+    def attach(self, features: Tensor) -> None:
+        """Use the features [V+1, F] of a Domain, modalities side by side; row 0 is padding and must be zero."""
+        for part, values in zip(self._parts(), torch.split(features, self._sizes, dim=1), strict=True):
+            part.attach(values)
+
+    def _parts(self) -> list[FeatureItems]:
+        return [part for part in self.modalities if isinstance(part, FeatureItems)]
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., (1 +) M, D] flattened to one axis: of the ID, if there is one, and of the M modalities."""

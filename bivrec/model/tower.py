@@ -123,6 +123,10 @@ class Items(nn.Module):
         """V, the size of the catalogue."""
         raise NotImplementedError
 
+    def attach(self, features: Tensor) -> None:
+        """Use the features [V+1, F] of a Domain, where items are made of any; row 0 is padding and must be zero."""
+        raise NotImplementedError
+
 
 class IdItems(Items):
     """Item vectors from a trainable table, one row per item of a Domain."""
