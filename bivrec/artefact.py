@@ -384,8 +384,7 @@ def empty_network(config: ArtefactConfig) -> BiVRecNetwork:
     """The network of a configuration without memory for its weights."""
     with torch.device("meta"):
         sizes = [spec.dimension for spec in config.features.values()]
-        features = torch.empty(1, config.feature_size)
-        return BiVRecNetwork(fresh_towers(config.model, config.views, config.num_items, features, sizes))
+        return BiVRecNetwork(fresh_towers(config.model, config.views, config.num_items, sizes))
 
 
 def _check_histories(histories: Tensor, rows: int) -> None:

@@ -210,7 +210,9 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
 
 def model_config_from_dict(values: Mapping[str, Any], source: str) -> ModelConfig:
     """Build the architecture of a published tower, with the same checks as a recipe."""
-    return config_from_dict({"model": values, "training": {"views": ["mm"]}}, source).model
+    limits = SYSTEM_LIMITS.get(str(values.get("system")))
+    views = limits[0][0] if limits else VIEWS
+    return config_from_dict({"model": values, "training": {"views": views}}, source).model
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

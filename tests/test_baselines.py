@@ -49,7 +49,7 @@ def make_tower(system: str, views: tuple[str, ...], **changes: Any) -> Tower:
     readout = SYSTEM_LIMITS[system][1][-1]
     wanted = replace(TINY, system=system, readout=readout, num_interests=(2,), **changes)
     features = item_features() if "mm" in views else None
-    (tower,) = fresh_towers(wanted, views, NUM_ITEMS, features, SIZES).values()
+    (tower,) = fresh_towers(wanted, views, NUM_ITEMS, SIZES, features).values()
     return tower
 
 
@@ -222,6 +222,19 @@ def test_ranking_scores_what_training_scored(tower: Tower) -> None:
     catalogue = tower.candidates(tower.encode_items(torch.arange(NUM_ITEMS + 1)))
     expected = (read(tower, histories).vectors[:, -1] @ catalogue.T).amax(1)
     torch.testing.assert_close(scorer.score(scorer.encode(histories), 1, NUM_ITEMS + 1), expected[:, 1:])
+
+
+@each_case
+def test_a_tower_is_made_without_memory_for_its_weights(system: str, views: tuple[str, ...]) -> None:
+    """As a published model is, before its weights are read."""
+    tower = make_tower(system, views)
+    with torch.device("meta"):
+        (empty,) = fresh_towers(tower.config, views, NUM_ITEMS, SIZES).values()
+    empty.load_state_dict(tower.state_dict(), assign=True)
+    if "mm" in views:
+        empty.items.attach(item_features())
+    histories = random_histories(4, 7)
+    assert torch.equal(read(empty.eval(), histories).vectors, read(tower.eval(), histories).vectors)
 
 
 # What each paper says, item by item
@@ -416,6 +429,6 @@ def test_every_row_of_a_comparison_is_a_possible_training(name: str) -> None:
     wanted = config_from_dict(system.overrides)
     (views,) = {tuple(wanted.training.views)}
     features = item_features() if system.needs_features else None
-    model = BiVRec(fresh_towers(wanted.model, views, NUM_ITEMS, features, SIZES))
+    model = BiVRec(fresh_towers(wanted.model, views, NUM_ITEMS, SIZES, features))
     assert system.view == "both" or system.view in model.views
     assert wanted.training.selection_view == system.view

@@ -21,14 +21,14 @@ class JointItems(Items):
         self.identity = identity
         self.content = content
 
-    def attach(self, features: Rows) -> None:
-        """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero."""
-        self.content.attach(features)
-
     @property
     def num_items(self) -> int:
         """V, the size of the catalogue."""
         return self.identity.num_items
+
+    def attach(self, features: Rows) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
+        self.content.attach(features)
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
@@ -39,28 +39,27 @@ class JointItems(Items):
 class ModalityItems(Items):
     """Each modality's features projected by itself, side by side; before them the ID vector, if there is one."""
 
-    def __init__(self, identity: IdItems | None, features: Rows, sizes: Sequence[int], hidden_size: int) -> None:
-        """features [V + 1, F]: modalities of these sizes side by side."""
+    def __init__(self, identity: IdItems | None, sizes: Sequence[int], hidden_size: int) -> None:
+        """sizes: dimensions of the features of each modality."""
         super().__init__()
         self.identity = identity
-        self._sizes = list(sizes)
         self.modalities = nn.ModuleList(FeatureItems(size, hidden_size) for size in sizes)
-        self.attach(features)
-
-    def attach(self, features: Rows) -> None:
-        """Use the features [V + 1, F] of a Domain, modalities side by side; row 0 is padding and must be zero."""
-        last = 0
-        for part, size in zip(self.modalities, self._sizes, strict=True):
-            assert isinstance(part, Items)
-            first, last = last, last + size
-            part.attach(_Columns(features, first, last))
+        self._sizes = list(sizes)
 
     @property
     def num_items(self) -> int:
         """V, the size of the catalogue."""
-        part = self.modalities[0]
-        assert isinstance(part, Items)
-        return part.num_items
+        return self._parts()[0].num_items
+
+    def attach(self, features: Rows) -> None:
+        """Use the features [V+1, F] of a Domain, modalities side by side; row 0 is padding and must be zero."""
+        last = 0
+        for part, size in zip(self._parts(), self._sizes, strict=True):
+            first, last = last, last + size
+            part.attach(_Columns(features, first, last))
+
+    def _parts(self) -> list[FeatureItems]:
+        return [part for part in self.modalities if isinstance(part, FeatureItems)]
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., (1 +) M, D] flattened to one axis: of the ID, if there is one, and of the M modalities."""

@@ -17,7 +17,7 @@ from bivrec.baselines.sasrec import SASRec
 from bivrec.baselines.side_information import DIFSR, NOVA
 from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
-from bivrec.model.bivrec import id_tower, mm_tower
+from bivrec.model.bivrec import id_tower
 from bivrec.model.tower import FeatureItems, IdItems, Items, Rows, Tower
 
 JOINT = "both"
@@ -43,21 +43,19 @@ PARTS_APART: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
 
 
 def fresh_towers(
-    config: ModelConfig, views: Sequence[str], num_items: int, features: Rows | None, sizes: Sequence[int]
+    config: ModelConfig, views: Sequence[str], num_items: int, sizes: Sequence[int], features: Rows | None = None
 ) -> dict[str, Tower]:
     """Untrained towers by view: those of the views, or for a baseline that is given both, one named `both`.
 
-    features: [V + 1, F] for the view `mm`, modalities of the given sizes side by side.
+    sizes: dimensions of the modalities, for the view `mm`; features [V + 1, F]: of a Domain to attach, modalities side
+    by side.
     """
-    if tower_views(config, views) == (JOINT,):
-        assert features is not None
-        return {JOINT: _joint_tower(config, num_items, features, sizes)}
     towers = {}
-    if "id" in views:
-        towers["id"] = _id_tower(config, num_items)
-    if "mm" in views:
-        assert features is not None
-        towers["mm"] = feature_tower(config, features, sizes)
+    for view in tower_views(config, views):
+        identity = None if view == "mm" else IdItems(num_items, config.hidden_size)
+        towers[view] = _tower(config, _items(config, identity, [] if view == "id" else sizes))
+        if features is not None:
+            towers[view].items.attach(features)
     return towers
 
 
@@ -83,40 +81,20 @@ def with_ids(tower: Tower, num_items: int) -> dict[str, Tower]:
     return {JOINT: joint}
 
 
-def feature_tower(config: ModelConfig, features: Rows, sizes: Sequence[int]) -> Tower:
-    """An untrained tower that reads features [V + 1, F] alone, modalities of these sizes side by side."""
-    if config.system == "bivrec":
-        return mm_tower(config, features)
+def _items(config: ModelConfig, identity: IdItems | None, sizes: Sequence[int]) -> Items:
+    """Items of an ID table, of features whose modalities have these sizes, or of both."""
+    if identity is not None and not sizes:
+        return identity
     if config.system in PARTS_APART:
-        return _parts_tower(config, None, features, sizes)
-    return _tower(config, _content(config, features))
-
-
-def _id_tower(config: ModelConfig, num_items: int) -> Tower:
-    if config.system == "bivrec":
-        return id_tower(config, num_items)
-    return _tower(config, IdItems(num_items, config.hidden_size))
-
-
-def _joint_tower(config: ModelConfig, num_items: int, features: Rows, sizes: Sequence[int]) -> Tower:
-    identity = IdItems(num_items, config.hidden_size)
-    if config.system in PARTS_APART:
-        return _parts_tower(config, identity, features, sizes)
-    return _tower(config, JointItems(identity, _content(config, features)))
-
-
-def _content(config: ModelConfig, features: Rows) -> FeatureItems:
-    kind = AdaptorItems if config.system == "unisrec" else FeatureItems
-    items = kind(features.shape[1], config.hidden_size)
-    items.attach(features)
-    return items
+        return ModalityItems(identity, sizes, config.hidden_size)
+    content = (AdaptorItems if config.system == "unisrec" else FeatureItems)(sum(sizes), config.hidden_size)
+    return content if identity is None else JointItems(identity, content)
 
 
 def _tower(config: ModelConfig, items: Items) -> Tower:
+    if config.system == "bivrec":
+        return Tower(config, items)
+    if isinstance(items, ModalityItems):
+        kind = MMSRecTower if config.system == "mmsrec" else BaselineTower
+        return kind(config, items, PARTS_APART[config.system](config, len(items.modalities)))
     return BaselineTower(config, items, ONE_VECTOR[config.system](config))
-
-
-def _parts_tower(config: ModelConfig, identity: IdItems | None, features: Rows, sizes: Sequence[int]) -> Tower:
-    items = ModalityItems(identity, features, sizes, config.hidden_size)
-    kind = MMSRecTower if config.system == "mmsrec" else BaselineTower
-    return kind(config, items, PARTS_APART[config.system](config, len(sizes)))

@@ -150,7 +150,7 @@ def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSp
     views = config.training.views
     table = contract_features(features, domain, tower=reader) if "mm" in views else None
     sizes = [spec.dimension for spec in features.values()]
-    return BiVRec(fresh_towers(config.model, views, domain.num_items, table, sizes))
+    return BiVRec(fresh_towers(config.model, views, domain.num_items, sizes, table))
 
 
 def domain_record(domain: Domain) -> dict[str, Any]:
