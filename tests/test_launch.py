@@ -52,7 +52,7 @@ def test_its_path_can_be_asked_for(name: str) -> None:
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
     result = bivrec("recipes", "launch", "tpu-8")
     assert result.exit_code != 0
-    assert "tpu-8: no such launch configuration; there are cpu-2, gpu-1, gpu-8, nodes-2x8" in str(result.exception)
+    assert "tpu-8: no such launch configuration; there are cpu-2, gpu-1, gpu-8, nodes-2x8" in result.output
 
 
 def test_commands_of_the_readme_are_understood() -> None:
