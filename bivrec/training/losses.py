@@ -79,14 +79,12 @@ def _chunk_gradient(
         logits.scatter_(2, places.expand(-1, count, -1), -torch.inf)
         logits[row, :, targets] = positives
     if not mixture:
-        _keep_nearest(logits)
-        positives = logits[row, :, targets]
+        own_best = positives.max(1, keepdim=True)
+        positives = torch.full_like(positives, -torch.inf).scatter_(1, own_best.indices, own_best.values)
     positive = positives.logsumexp(1)
     share = (positives - positive.unsqueeze(1)).exp()
     # Normalising the few rows that are multiplied spares passes over the many logits.
-    highest = logits.flatten(1).amax(1)
-    powers = logits.sub_(highest.view(-1, 1, 1)).exp_()
-    total = powers.flatten(1).sum(1)
+    powers, highest, total = (_mixture_powers if mixture else _best_powers)(logits)
     loss = (total.log() + highest - positive).sum()
     powers = powers.flatten(0, 1).to(readers.dtype)
     own = functional.embedding(targets, catalogue)
@@ -98,11 +96,24 @@ def _chunk_gradient(
     return loss, reader_gradient, catalogue_gradient
 
 
-def _keep_nearest(logits: Tensor) -> None:
-    """Of the k logits [r, k, V] of every item leave the largest, the first of equal ones; the others become -inf."""
-    if logits.shape[1] > 1:
-        best, which = logits.max(1, keepdim=True)
-        logits.fill_(-torch.inf).scatter_(1, which, best)
+def _mixture_powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logits - highest) [r, k, V] in the place of the logits, the highest [r], and the sum [r] of the powers."""
+    highest = logits.flatten(1).amax(1)
+    powers = logits.sub_(highest.view(-1, 1, 1)).exp_()
+    return powers, highest, powers.flatten(1).sum(1)
+
+
+def _best_powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the largest of the k logits of every item; the others have none, and equal ones share it."""
+    if logits.shape[1] == 1:
+        return _mixture_powers(logits)
+    best = logits.amax(1)
+    highest = best.amax(1)
+    # Only a k-th of the logits is exponentiated, and the passes over all of them are the cheapest that there are.
+    is_best = torch.eq(logits, best.unsqueeze(1), out=logits)
+    best.sub_(highest.unsqueeze(1)).exp_()
+    total = best.sum(1)
+    return is_best.mul_(best.div_(is_best.sum(1)).unsqueeze(1)), highest, total
 
 
 def sampled_softmax_loss(
