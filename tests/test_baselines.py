@@ -14,6 +14,7 @@ from tiny_models import NUM_ITEMS, TINY, item_features, random_histories, random
 from torch import Tensor
 from torch.nn import functional
 
+from bivrec.artefact import Tower as PublishedTower
 from bivrec.baselines.attention import Attention
 from bivrec.baselines.comirec import ROUTING_ITERATIONS
 from bivrec.baselines.re4 import attend_loss, contrast_loss
@@ -23,7 +24,7 @@ from bivrec.data.batches import Batch
 from bivrec.data.domain import Domain
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import finetune, finetune_config, zero_shot_model
-from bivrec.hub import load_tower, publish, tower_of_run
+from bivrec.hub import publish, tower_of_run
 from bivrec.model.bivrec import BiVRec
 from bivrec.model.tower import Interests, Tower
 from bivrec.pretrain import pretrain, resume
@@ -373,7 +374,7 @@ def test_every_system_trains_ranks_and_resumes(
 @pytest.mark.parametrize("system", ["sasrec", "comirec-sa", "unisrec", "mmsrec", "re4"])
 def test_a_baseline_of_features_transfers(system: str, source: Domain, target: Domain, tmp_path: Path) -> None:
     run = pretrain(source, tmp_path / "run", config(**recipe(system, ("mm",), steps=2)))
-    published = load_tower(publish(run, str(tmp_path / "tower")))
+    published = PublishedTower.from_pretrained(publish(run, str(tmp_path / "tower")))
     zero_shot = ModelScorer(zero_shot_model(target, published))
     direct = ModelScorer(zero_shot_model(target, tower_of_run(run)))
     histories = torch.tensor([[1, 2, 3]])
