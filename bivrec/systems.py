@@ -26,13 +26,24 @@ class System:
 
 
 def _system(
-    name: str, views: str, citation: str, paper_row: str | None = None, *, view: str | None = None, **model: Any
+    name: str,
+    views: str,
+    citation: str,
+    paper_row: str | None = None,
+    *,
+    view: str | None = None,
+    routed: bool = False,
+    **model: Any,
 ) -> System:
+    """`routed`: of several interests, the one nearest to the target learns, and the nearest to an item scores it."""
     trained = ["id", "mm"] if views == "both" else [views]
-    training = {"views": trained, "selection_view": view or views}
+    sections = {"model": model, "training": {"views": trained, "selection_view": view or views}}
     if name != "bivrec":
         model["system"] = name
-    return System({"model": model, "training": training}, view or views, citation, paper_row)
+    if routed:
+        model |= {"readout": "history", "num_interests": [4], "interest_score": "max"}
+        sections["objective"] = {"negatives_scored_by": "target-interest"}
+    return System(sections, view or views, citation, paper_row)
 
 
 _BIVREC = "Hu et al. 2024, arXiv 2402.17334"
@@ -47,10 +58,10 @@ SYSTEMS: dict[str, System] = {
     "bivrec": _system("bivrec", "both", _BIVREC),
     "pure-id": _system("bivrec", "id", _BIVREC, "PureID"),
     "pure-mm": _system("bivrec", "mm", _BIVREC, "PureMM"),
-    "comirec-sa": _system("comirec-sa", "id", _COMIREC, "ComiRec-SA", readout="history"),
-    "comirec-sa+": _system("comirec-sa", "both", _COMIREC, "ComiRec-SA+", readout="history"),
-    "comirec-dr": _system("comirec-dr", "id", _COMIREC, readout="history"),
-    "comirec-dr+": _system("comirec-dr", "both", _COMIREC, readout="history"),
+    "comirec-sa": _system("comirec-sa", "id", _COMIREC, "ComiRec-SA", routed=True),
+    "comirec-sa+": _system("comirec-sa", "both", _COMIREC, "ComiRec-SA+", routed=True),
+    "comirec-dr": _system("comirec-dr", "id", _COMIREC, routed=True),
+    "comirec-dr+": _system("comirec-dr", "both", _COMIREC, routed=True),
     "sasrec": _system("sasrec", "id", _SASREC, "SASRec*", readout="prefix"),
     "sasrec-mm": _system("sasrec", "mm", _SASREC, readout="prefix"),
     "sasrec+": _system("sasrec", "both", _SASREC, "SASRec*+", readout="prefix"),
@@ -61,8 +72,8 @@ SYSTEMS: dict[str, System] = {
     "mmmlp": _system("mmmlp", "both", "Liang et al., WWW 2023, arXiv 2302.11243", "MMMLP*", readout="history"),
     "nova+": _system("nova", "both", "Liu et al., AAAI 2021, arXiv 2103.03578", "NOVA*+", readout="prefix"),
     "dif-sr+": _system("dif-sr", "both", "Xie et al., SIGIR 2022, arXiv 2204.11046", "DIF-SR*+", readout="prefix"),
-    "re4": _system("re4", "id", _RE4, readout="history"),
-    "re4+": _system("re4", "both", _RE4, readout="history"),
+    "re4": _system("re4", "id", _RE4, routed=True),
+    "re4+": _system("re4", "both", _RE4, routed=True),
     "unisrec": _system("unisrec", "mm", _UNISREC, readout="prefix", score="cosine"),
     "unisrec+": _system("unisrec", "both", _UNISREC, readout="prefix", score="cosine"),
 }
