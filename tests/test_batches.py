@@ -24,7 +24,14 @@ def make_sequences(lengths: list[int] = LENGTHS) -> Sequences:
 
 
 def make_sampler(lengths: list[int] = LENGTHS, **changes: Any) -> BatchSampler:
-    settings = {"batch_size": 4, "max_history": 6, "min_history": 1, "targets_per_sequence": 1, "target_horizon": 1, "seed": 0}
+    settings = {
+        "batch_size": 4,
+        "max_history": 6,
+        "min_history": 1,
+        "targets_per_sequence": 1,
+        "target_horizon": 1,
+        "seed": 0,
+    }
     return BatchSampler(make_sequences(lengths), **{**settings, **changes})
 
 
