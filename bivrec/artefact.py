@@ -219,6 +219,10 @@ class Tower(_Published):
         vectors = functional.embedding(recent, item_vectors.to(self._device))
         return self._network(None).encode_histories(vectors, recent > 0).vectors[:, -1]
 
+    def score(self, interests: Tensor, item_vectors: Tensor) -> Tensor:
+        """Scores [B, V] of items with vectors [V, D] for users with interests [B, K, D]; more is better."""
+        return self._network(None).join_interests(interests @ item_vectors.T)
+
     @property
     def _device(self) -> torch.device:
         return next(iter(self.weights.values())).device

@@ -51,7 +51,6 @@ class ModelScorer:
         self.num_items = model.num_items
         self._towers = [model.tower(name) for name in views_of(model, view)]
         self._id_weight = float(model.id_weight) if len(self._towers) > 1 else 1.0
-        self._score_together = self._towers[0].config.interest_score == "logsumexp"
         self.max_history: int | None = self._towers[0].config.max_history
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
@@ -89,7 +88,7 @@ class ModelScorer:
         One for all where scores are more than the largest product: of two views, or of interests that score together.
         """
         views = [rounded.bounds(interests) for interests, rounded in zip(users, self._rounded, strict=True)]
-        if len(views) == 1 and not self._score_together:
+        if len(views) == 1 and self._towers[0].config.interest_score == "max":
             yield from views[0]
         else:
             for stretch in zip(*views, strict=True):
@@ -100,7 +99,7 @@ class ModelScorer:
 
         It grows with every affinity, so of upper bounds it is an upper bound.
         """
-        views = [scores.logsumexp(1) if self._score_together else scores.amax(1) for scores in affinities]
+        views = [tower.join_interests(scores) for tower, scores in zip(self._towers, affinities, strict=True)]
         if len(views) == 1:
             return views[0]
         return self._id_weight * views[0] + (1 - self._id_weight) * views[1]

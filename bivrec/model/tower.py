@@ -253,6 +253,10 @@ class Tower(nn.Module):
             found = Interests(scaled, found.allocation, found.mask)
         return found
 
+    def join_interests(self, affinities: Tensor) -> Tensor:
+        """Scores [A, B] of what each interest says of an item, affinities [A, K, B]."""
+        return affinities.logsumexp(1) if self.config.interest_score == "logsumexp" else affinities.amax(1)
+
     def candidates(self, item_vectors: Tensor) -> Tensor:
         """The part [..., D] of item vectors that histories are scored against."""
         return item_vectors
