@@ -269,7 +269,7 @@ WRONG = {
     "pretrain on no Domain": ("pretrain {new} --to {new}", "not a Domain"),
     "pretrain on a Run": ("pretrain {run} --to {new}", "not a Domain"),
     "pretrain into a folder that exists": ("pretrain {source} --to {run}", "exists already; pass --resume"),
-    "pretrain by no recipe": ("pretrain {source} --to {new} --recipe nonesuch", "there are pretrain/default"),
+    "pretrain by no recipe": ("pretrain {source} --to {new} --recipe nonesuch", "there are pretrain/"),
     "pretrain by no file": ("pretrain {source} --to {new} --recipe none.yaml", "no such file"),
     "pretrain with an unknown key": (
         "pretrain {source} --to {new} --set model.hiden_size=3",
