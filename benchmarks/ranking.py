@@ -79,7 +79,7 @@ def faiss_flat(catalogue: Tensor, interests: Tensor, k: int) -> Ranker | None:
     try:
         import faiss
     except ImportError:
-        click.echo("faiss is left out: pip install faiss-cpu")
+        click.echo("faiss is left out: pip install faiss-cpu", err=True)
         return None
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatIP(catalogue.shape[1])

@@ -66,7 +66,6 @@ class Input:
             max_history=config.model.max_history,
             min_history=1,
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
-            target_horizon=config.training.target_horizon,
             seed=0,
         )
         self.candidates = CandidateSampler(config.objective, np.ones(num_items + 1), 0)

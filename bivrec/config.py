@@ -156,9 +156,6 @@ class TrainingConfig:
     targets_per_sequence: int | None = _setting(
         None, "positions of a sequence that are targets in a step (null: all; a history readout has one)", low=1
     )
-    target_horizon: int = _setting(
-        1, "a position's target is one of so many items after it, drawn anew for every step (1: the next)", low=1
-    )
     min_history: int = _setting(1, "fewest items before a training target", low=1)
     optimizer: str = _setting("adamw", "optimiser", choices=("adam", "adamw"))
     learning_rate: float = _setting(1e-3, "peak learning rate", low=0.0)

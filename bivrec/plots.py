@@ -57,6 +57,8 @@ def save_figure(figure: Any, path: Path) -> None:
     with new_file(path) as staging:
         # The software and date that matplotlib would record change the bytes from run to run.
         figure.savefig(staging, format="png", dpi=120, metadata={"Software": None})
+    # Pyplot keeps figures until they are closed.
+    load_pyplot().close(figure)
 
 
 def load_pyplot() -> Any:

@@ -24,14 +24,7 @@ def make_sequences(lengths: list[int] = LENGTHS) -> Sequences:
 
 
 def make_sampler(lengths: list[int] = LENGTHS, **changes: Any) -> BatchSampler:
-    settings = {
-        "batch_size": 4,
-        "max_history": 6,
-        "min_history": 1,
-        "targets_per_sequence": 1,
-        "target_horizon": 1,
-        "seed": 0,
-    }
+    settings = {"batch_size": 4, "max_history": 6, "min_history": 1, "targets_per_sequence": 1, "seed": 0}
     return BatchSampler(make_sequences(lengths), **{**settings, **changes})
 
 
@@ -111,31 +104,6 @@ def test_positions_are_drawn_anew_for_every_step() -> None:
 def test_all_positions_are_targets(targets_per_sequence: int | None) -> None:
     sampler = make_sampler([40], batch_size=1, max_history=10, targets_per_sequence=targets_per_sequence)
     assert sampler.batch(0).positions.tolist() == list(range(10))
-
-
-@pytest.mark.parametrize("horizon", [2, 5, 100])
-def test_a_target_is_any_of_the_items_within_the_horizon(horizon: int) -> None:
-    sampler = make_sampler([20], batch_size=1, max_history=8, targets_per_sequence=None, target_horizon=horizon)
-    seen = Counter()
-    for step in range(2000):
-        batch = sampler.batch(step)
-        for item, target in zip(batch.history[0].tolist(), batch.targets[0].tolist(), strict=True):
-            assert item < target <= min(20, item + horizon)
-            seen[item, target] += 1
-    for item in {item for item, _ in seen}:
-        counts = [count for (read, _), count in seen.items() if read == item]
-        assert len(counts) == min(horizon, 20 - item)
-        assert max(counts) - min(counts) < 6 * max(counts) ** 0.5
-
-
-@every_target_count
-def test_a_horizon_changes_only_which_target_is_learnt(targets_per_sequence: int | None) -> None:
-    near, far = (make_sampler(targets_per_sequence=targets_per_sequence, target_horizon=h) for h in (1, 3))
-    for step in range(5):
-        one, other = near.batch(step), far.batch(step)
-        assert torch.equal(one.history, other.history)
-        assert torch.equal(one.positions, other.positions)
-        assert torch.equal(one.targets > 0, other.targets > 0)
 
 
 # Who is drawn

@@ -25,7 +25,7 @@ def rows_of(command: click.Command, folder: Path, *arguments: object) -> list[di
     result = CliRunner().invoke(command, [*map(str, arguments), "--json", str(path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     content = json.loads(path.read_text())
-    assert result.output.strip().startswith(content["title"])
+    assert result.stdout.strip().startswith(content["title"])
     return content["rows"]
 
 

@@ -123,8 +123,10 @@ def test_metrics_are_those_of_one_process(folder: Path, source: Domain, facts: l
 def test_both_stop_when_one_is_interrupted(folder: Path) -> None:
     faults = {(folder / f"fault-{rank}").read_text() for rank in range(2)}
     assert len(faults) == 1
-    assert "interrupted at step 2 and saved" in faults.pop()
-    assert Run.open(folder / "broken").progress("last").step == 2
+    # Processes ask one another only now and then, and at evaluations.
+    step = Run.open(folder / "broken").progress("last").step
+    assert f"interrupted at step {step} and saved" in faults.pop()
+    assert 2 <= step <= STEPS["steps"]
 
 
 def test_one_process_goes_on_where_two_stopped(folder: Path) -> None:

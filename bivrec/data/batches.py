@@ -28,7 +28,7 @@ class Batch:
     positions: Tensor
     """[T] int64, increasing: the positions of the history after which a target is learnt; the last is N - 1."""
     targets: Tensor
-    """[B, T] int64: an item that followed each of these positions; 0 where there is none to learn from."""
+    """[B, T] int64: the item that followed each of these positions; 0 where there is none to learn from."""
     mean_targets: float
     """Targets of the global batch over the number of its slices."""
 
@@ -47,7 +47,7 @@ class BatchSampler:
     """Draws users without replacement epoch by epoch, and a random stretch of each user's sequence.
 
     targets_per_sequence: 1 learns the last item of the stretch alone; more learn that many of its positions, drawn
-    anew for every step; None learns all. target_horizon: a position's target is drawn from so many items after it.
+    anew for every step; None learns all.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class BatchSampler:
         max_history: int,
         min_history: int,
         targets_per_sequence: int | None,
-        target_horizon: int,
         seed: int,
     ) -> None:
         lengths = np.diff(sequences.offsets)
@@ -72,7 +71,6 @@ class BatchSampler:
         self._max_history = max_history
         self._min_history = min_history
         self._targets_per_sequence = targets_per_sequence
-        self._target_horizon = target_horizon
         self._seed = seed
         self._epoch = -1
         self._order = self._users
@@ -93,18 +91,13 @@ class BatchSampler:
 
         first, target = first[:, None], target[:, None]
         place = target - np.arange(length, -1, -1)
-        following = place[:, 1:][:, positions]
-        learnt = following >= first + self._min_history
-        # Before the sequence begins there is nothing to learn, but its places must be valid.
-        following = np.maximum(following, first)
-        left = self._sequences.offsets[users + 1][:, None] - following
-        chosen = following + (generator.random(left.shape) * np.minimum(left, self._target_horizon)).astype(np.int64)
+        learnt = (place >= first + self._min_history)[:, 1:][:, positions]
 
         mine = slice(part * len(users) // parts, (part + 1) * len(users) // parts)
-        first, target, place, chosen = first[mine], target[mine], place[mine], chosen[mine]
+        first, target, place = first[mine], target[mine], place[mine]
         # Places before the sequence read the target's, which is always valid, and are blanked.
         stretch = self._sequences.items[np.where(place >= first, place, target)] * (place >= first)
-        targets = self._sequences.items[chosen] * learnt[mine]
+        targets = stretch[:, 1:][:, positions] * learnt[mine]
         arrays = (users[mine], stretch[:, :-1], positions, targets)
         tensors = [torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays]
         return Batch(tensors[0], tensors[1], tensors[2], tensors[3], mean_targets=float(learnt.sum()) / parts)
