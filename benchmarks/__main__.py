@@ -6,7 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-NAMES = ("prepare", "sampling", "train_step", "ranking", "scaling", "encode")
+NAMES = ("prepare", "sampling", "train_step", "ranking", "scaling", "memory", "encode")
 
 
 def names() -> list[str]:

@@ -23,6 +23,7 @@ import json
 import re
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -156,7 +157,7 @@ class Port(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler, ABC):
     """What both ports share: reading, answering and faults."""
 
     protocol_version = "HTTP/1.1"
@@ -192,8 +193,9 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815
 
+    @abstractmethod
     def route(self, url: Any) -> Callable[[], None]:
-        raise NotImplementedError
+        """What answers a request of this address."""
 
     def read_body(self) -> bytes:
         limit = self.fault.drop_after if self.fault and self.command != "GET" else None

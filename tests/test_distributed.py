@@ -2,6 +2,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bivrec.training.distributed import mean_sparse_over_processes
@@ -18,13 +19,13 @@ def sparse_gradient(rank: int) -> Tensor:
 def run_process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    torch.save(mean_sparse_over_processes(sparse_gradient(rank)).to_dense(), folder / f"{rank}.pt")
+    save_file({"mean": mean_sparse_over_processes(sparse_gradient(rank)).to_dense()}, folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 
 
 def test_sparse_gradients_are_averaged_alike_on_every_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_process, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (load_file(tmp_path / f"{rank}.safetensors")["mean"] for rank in range(2))
     assert torch.equal(first, second)
     expected = (sparse_gradient(0).to_dense() + sparse_gradient(1).to_dense()) / 2
     torch.testing.assert_close(first, expected)

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_models import random_histories
+from tiny_models import mm_tower, random_histories
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +12,7 @@ from bivrec.evaluation import ranking
 from bivrec.evaluation.ranking import top_k
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
-from bivrec.model.bivrec import BiVRec, id_tower, mm_tower
+from bivrec.model.bivrec import BiVRec, id_tower
 
 NUM_ITEMS, NUM_USERS, K, SIZE = 4502, 24, 10, 16
 CONFIG = ModelConfig(hidden_size=SIZE, num_heads=2, max_history=7, num_interests=(3,), scales=())

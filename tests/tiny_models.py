@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
-from bivrec.model.bivrec import BiVRec, id_tower, mm_tower
-from bivrec.model.tower import Tower
+from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.model.tower import FeatureItems, Tower
 
 NUM_ITEMS = 23
 FEATURE_SIZE = 7
@@ -34,6 +34,12 @@ def item_features(seed: int = 0) -> Tensor:
     features = torch.randn(NUM_ITEMS + 1, FEATURE_SIZE, generator=torch.Generator().manual_seed(seed))
     features[0] = 0
     return features
+
+
+def mm_tower(config: ModelConfig, features: Tensor) -> Tower:
+    items = FeatureItems(features.shape[1], config.hidden_size)
+    items.attach(features)
+    return Tower(config, items)
 
 
 def tiny_tower(view: str = "id", **changes: Any) -> Tower:

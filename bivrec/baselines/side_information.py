@@ -7,6 +7,7 @@ frozen features are no attributes that could be classified.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from bivrec.config import ModelConfig
 from bivrec.model.tower import Interests
 
 
-class SideInformed(nn.Module):
+class SideInformed(nn.Module, ABC):
     """Layers whose queries and keys see the ID stream, the features and the positions; values see the stream alone."""
 
     def __init__(self, config: ModelConfig, layers: Sequence[Layer]) -> None:
@@ -40,9 +41,9 @@ class SideInformed(nn.Module):
         states = self.norm(stream)[:, read_positions(items.shape[1], read, items.device)]
         return one_interest(states, mask)
 
+    @abstractmethod
     def sources(self, layer: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """What the queries and keys of a layer are made of; parts are the stream, the features and the positions."""
-        raise NotImplementedError
 
 
 class NOVA(SideInformed):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
 from bivrec.model.cross_view import CrossViewProjection
-from bivrec.model.tower import FeatureItems, IdItems, Rows, Tower
+from bivrec.model.tower import IdItems, Tower
 
 
 class BiVRec(nn.Module):
@@ -44,10 +44,3 @@ class BiVRec(nn.Module):
 def id_tower(config: ModelConfig, num_items: int) -> Tower:
     """A fresh ID tower for a catalogue."""
     return Tower(config, IdItems(num_items, config.hidden_size))
-
-
-def mm_tower(config: ModelConfig, features: Rows) -> Tower:
-    """A fresh multimodal tower with the features [V+1, F] of a Domain attached."""
-    items = FeatureItems(features.shape[1], config.hidden_size)
-    items.attach(features)
-    return Tower(config, items)

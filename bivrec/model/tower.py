@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -134,16 +135,16 @@ class Rows(Protocol):
         """Rows [..., F] of items on the CPU."""
 
 
-class Items(nn.Module):
+class Items(nn.Module, ABC):
     """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
 
     def attach(self, features: Rows) -> None:
         """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. Items without features do not."""
 
     @property
+    @abstractmethod
     def num_items(self) -> int:
         """V, the size of the catalogue."""
-        raise NotImplementedError
 
 
 class IdItems(Items):
