@@ -31,7 +31,7 @@ from bivrec.artefact_config import (
     read_results,
 )
 from bivrec.baselines.towers import fresh_towers
-from bivrec.cards import joint_card, tower_card
+from bivrec.cards import model_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.data.feature_rows import FeatureRows
@@ -148,8 +148,8 @@ class _Published:
         write_weights(folder / WEIGHTS_FILE, self.weights)
         write_json(folder / CONFIG_FILE, values)
         write_json(folder / RESULTS_FILE, results)
-        render = tower_card if self._config.model_type == TOWER_TYPE else joint_card
-        card = render(name, self.config, self.features, self.training, self.num_parameters, picture=picture)
+        kind = "tower" if self._config.model_type == TOWER_TYPE else "joint"
+        card = model_card(kind, name, self.config, self.features, self.training, self.num_parameters, picture=picture)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 

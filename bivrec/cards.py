@@ -51,7 +51,8 @@ ARROW_FILE = "data-00000-of-00001.arrow"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def tower_card(
+def model_card(
+    kind: str,
     name: str,
     model: ModelConfig,
     features: Mapping[str, FeatureSpec],
@@ -60,27 +61,47 @@ def tower_card(
     *,
     picture: str | None = None,
 ) -> str:
-    """The README.md of a published tower: metadata with a model-index of the multimodal view, and the text.
+    """The README.md of a published `tower` or `joint` model: metadata with a model-index, and the text.
 
     training: an artefact's record of its training, with the facts of `card_facts` where they are known.
     picture: the file beside the card that shows the training curve.
     """
-    views = ["mm"] if "mm" in training["results"] else []
-    return _model_card("tower.md.jinja", name, model, features, training, parameters, picture, views)
-
-
-def joint_card(
-    name: str,
-    model: ModelConfig,
-    features: Mapping[str, FeatureSpec],
-    training: Mapping[str, Any],
-    parameters: int,
-    *,
-    picture: str | None = None,
-) -> str:
-    """The README.md of a published joint model; as `tower_card`, with every view in the model-index."""
-    views = list(training["results"])
-    return _model_card("joint.md.jinja", name, model, features, training, parameters, picture, views)
+    views = [view for view in training["results"] if kind == "joint" or view == "mm"]
+    domain, started_from = training["domain"], _started_from(training["started_from"])
+    terms = terms_of(training.get("source"), domain["name"])
+    data = ModelCardData(
+        library_name="bivrec",
+        # The Hub knows no task of recommendation, and refuses names that it does not know.
+        pipeline_tag="other",
+        tags=[*TAGS, "transfer-learning"],
+        datasets=[_dataset(training.get("dataset"), domain["name"])],
+        license=terms.license,
+        license_name=terms.license_name,
+        license_link=terms.license_link,
+        # The frozen encoders are no base models: none of their weights is here, and none was changed.
+        base_model=started_from["repository"] if started_from else None,
+        model_name=name,
+        eval_results=[_evaluation(view, metric, value, domain) for view in views for metric, value in
+                      training["results"][view].items()] or None,
+    )  # fmt: skip
+    return _render(
+        f"{kind}.md.jinja",
+        metadata=data.to_yaml(),
+        name=name,
+        model=model,
+        features=features,
+        training={**training, "command": neutral_command(training["command"])},
+        started_from=started_from,
+        dataset=training.get("dataset"),
+        source=training.get("source"),
+        hardware=training.get("hardware"),
+        floors=training.get("floors"),
+        terms=terms,
+        parameters=parameters,
+        picture=picture,
+        view_names=VIEW_NAMES,
+        floor_names=FLOOR_NAMES,
+    )
 
 
 def domain_card(name: str, info: DomainInfo) -> str:
@@ -125,53 +146,6 @@ def neutral_command(command: str) -> str:
 def last_parts(text: str) -> str:
     """A word, or `key=value`, whose path is cut to its last part if it is absolute."""
     return re.sub(r"(^|=)([~/].*)$", lambda found: found[1] + PurePosixPath(found[2]).name, text)
-
-
-def _model_card(
-    template: str,
-    name: str,
-    model: ModelConfig,
-    features: Mapping[str, FeatureSpec],
-    training: Mapping[str, Any],
-    parameters: int,
-    picture: str | None,
-    views: list[str],
-) -> str:
-    domain, started_from = training["domain"], _started_from(training["started_from"])
-    terms = terms_of(training.get("source"), domain["name"])
-    data = ModelCardData(
-        library_name="bivrec",
-        # The Hub knows no task of recommendation, and refuses names that it does not know.
-        pipeline_tag="other",
-        tags=[*TAGS, "transfer-learning"],
-        datasets=[_dataset(training.get("dataset"), domain["name"])],
-        license=terms.license,
-        license_name=terms.license_name,
-        license_link=terms.license_link,
-        # The frozen encoders are no base models: none of their weights is here, and none was changed.
-        base_model=started_from["repository"] if started_from else None,
-        model_name=name,
-        eval_results=[_evaluation(view, metric, value, domain) for view in views for metric, value in
-                      training["results"][view].items()] or None,
-    )  # fmt: skip
-    return _render(
-        template,
-        metadata=data.to_yaml(),
-        name=name,
-        model=model,
-        features=features,
-        training={**training, "command": neutral_command(training["command"])},
-        started_from=started_from,
-        dataset=training.get("dataset"),
-        source=training.get("source"),
-        hardware=training.get("hardware"),
-        floors=training.get("floors"),
-        terms=terms,
-        parameters=parameters,
-        picture=picture,
-        view_names=VIEW_NAMES,
-        floor_names=FLOOR_NAMES,
-    )
 
 
 def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any]) -> EvalResult:

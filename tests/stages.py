@@ -130,3 +130,10 @@ def encode(domain: Domain, *, whiten: bool = True) -> Domain:
     encode_texts(domain, HashingTextEncoder(), whiten=whiten)
     encode_images(Domain.open(domain.path), DescriptorImageEncoder(), whiten=whiten)
     return Domain.open(domain.path)
+
+
+def succeed(*arguments: object) -> str:
+    """What a command that must not fail prints."""
+    result = bivrec(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout

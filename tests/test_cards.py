@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from stages import bivrec, config, new_run, untrained
 from bivrec.artefact import Tower
 from bivrec.baselines.floors import FLOORS
 from bivrec.card_facts import card_facts, draw_training_curve
-from bivrec.cards import FLOOR_NAMES, TEMPLATES, VIEW_NAMES, domain_card, joint_card, neutral_command, tower_card
+from bivrec.cards import FLOOR_NAMES, TEMPLATES, VIEW_NAMES, domain_card, model_card, neutral_command
 from bivrec.cli import main
 from bivrec.data.domain import Domain
 from bivrec.evaluation.scorer import ModelScorer
@@ -35,11 +34,11 @@ from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
 
-CARDS: dict[str, Callable[..., str]] = {"tower": tower_card, "joint": joint_card}
+KINDS = ("tower", "joint")
 GAPS = re.compile(r"\bNone\b|\bnan\b|\{\{|\}\}|\{%|Undefined")
 READY = sorted((Path(__file__).parent.parent / "model_cards").glob("*/README.md"))
 
-either_kind = pytest.mark.parametrize("kind", CARDS)
+either_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def artefact(tower: Path) -> Tower:
 
 def render(artefact: Tower, name: str = "org/tower", kind: str = "tower", **changes: Any) -> str:
     training = {**artefact.training, **changes}
-    return CARDS[kind](name, artefact.config, artefact.features, training, artefact.num_parameters)
+    return model_card(kind, name, artefact.config, artefact.features, training, artefact.num_parameters)
 
 
 def tables(card: str) -> list[list[list[str]]]:
@@ -236,7 +235,7 @@ def test_the_code_of_a_joint_model_runs(
 def test_an_undefined_variable_is_an_error(artefact: Tower, key: str, kind: str) -> None:
     training = {name: value for name, value in artefact.training.items() if name != key}
     with pytest.raises((jinja2.UndefinedError, KeyError, TypeError)):
-        CARDS[kind]("org/tower", artefact.config, artefact.features, training, 1)
+        model_card(kind, "org/tower", artefact.config, artefact.features, training, 1)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_a_joint_model_of_ids_alone(id_only: Run) -> None:
         "results": id_only.results(),
         **card_facts(id_only),
     }
-    card = joint_card("org/ids", id_only.config.model, {}, training, 9)
+    card = model_card("joint", "org/ids", id_only.config.model, {}, training, 9)
     assert not GAPS.search(card)
     assert "has no multimodal view" in card
     assert "--zero-shot" not in card
@@ -282,7 +281,9 @@ def test_a_joint_model_of_ids_alone(id_only: Run) -> None:
 def test_a_run_gives_the_card_of_its_tower(pretrained: Run, tower: Path) -> None:
     run = tower_of_run(pretrained)
     facts = {**run.training, **card_facts(pretrained)}
-    card = tower_card(tower.name, run.config, run.features, facts, run.num_parameters, picture="training_curve.png")
+    card = model_card(
+        "tower", tower.name, run.config, run.features, facts, run.num_parameters, picture="training_curve.png"
+    )
     assert card == (tower / "README.md").read_text(encoding="utf-8")
 
 

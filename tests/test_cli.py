@@ -10,7 +10,7 @@ import click
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from stages import bivrec, in_subprocess, new_run, same, settings, tower_weights, weights
+from stages import bivrec, in_subprocess, new_run, same, settings, succeed, tower_weights, weights
 
 from bivrec.artefact import Tower
 from bivrec.cli import COMMANDS, main
@@ -25,12 +25,6 @@ SHORT = settings(training={"steps": 2, "evaluate_every": 1})
 TRAINING = settings(model={}, training={"steps": 2, "evaluate_every": 1})
 # The architecture comes with the tower.
 TUNING = [word for pair in zip(SHORT[::2], SHORT[1::2], strict=True) if "training." in pair[1] for word in pair]
-
-
-def succeed(*arguments: object) -> str:
-    result = bivrec(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def fail(*arguments: object) -> str:

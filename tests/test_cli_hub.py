@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_repositories import READER, STRANGER
 from hub_server import HubServer
-from stages import bivrec, in_subprocess, same
+from stages import bivrec, in_subprocess, same, succeed
 
 from bivrec.artefact import Tower
 from bivrec.data.domain import Domain
@@ -22,12 +22,6 @@ pytest_plugins = ("stage_fixtures",)
 
 NAME = "org/tower"
 TUNING = [f"--set=training.{setting}" for setting in ("steps=1", "batch_size=8", "evaluate_every=1", "warmup_steps=0")]
-
-
-def succeed(*arguments: object) -> str:
-    result = bivrec(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def fail(*arguments: object) -> str:
