@@ -40,7 +40,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, sha256, write_json
 from bivrec.model.bivrec import BiVRec as BiVRecNetwork
-from bivrec.model.tower import Rows
+from bivrec.model.items import Rows
 from bivrec.model.tower import Tower as TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 

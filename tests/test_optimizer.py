@@ -6,7 +6,7 @@ from stages import config
 from torch import nn
 
 from bivrec.config import TrainingConfig
-from bivrec.model.tower import FeatureItems
+from bivrec.model.items import FeatureItems
 from bivrec.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bivrec.errors import BivrecError
 from bivrec.model.bivrec import BiVRec, id_tower
-from bivrec.model.tower import FeatureItems, IdItems, Interests, Tower
+from bivrec.model.items import FeatureItems, IdItems
+from bivrec.model.tower import Interests, Tower
 
 VARIANTS = [
     {"readout": readout, **changes}

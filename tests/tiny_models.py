@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
 from bivrec.model.bivrec import BiVRec, id_tower
-from bivrec.model.tower import FeatureItems, Tower
+from bivrec.model.items import FeatureItems
+from bivrec.model.tower import Tower
 
 NUM_ITEMS = 23
 FEATURE_SIZE = 7

@@ -1,4 +1,4 @@
-"""Item vectors of baselines that read IDs and features in one model."""
+"""Item vectors of baselines that see the parts of an item apart."""
 
 from __future__ import annotations
 
@@ -7,33 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bivrec.model.tower import FeatureItems, IdItems, Items, Rows
-
-
-class JointItems(Items):
-    """The sum of an item's ID vector and its projected features.
-
-    That is what a linear map of the two side by side gives, whose part for the ID vector is absorbed by the table.
-    """
-
-    def __init__(self, identity: IdItems, content: FeatureItems) -> None:
-        super().__init__()
-        self.identity = identity
-        self.content = content
-
-    @property
-    def num_items(self) -> int:
-        """V, the size of the catalogue."""
-        return self.identity.num_items
-
-    def attach(self, features: Rows) -> None:
-        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
-        self.content.attach(features)
-
-    def forward(self, indices: Tensor) -> Tensor:
-        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.identity(indices) + self.content(indices)
-        return vectors
+from bivrec.model.items import FeatureItems, IdItems, Items, Rows
 
 
 class ModalityItems(Items):

@@ -9,7 +9,7 @@ from torch import nn
 from bivrec.baselines.base import BaselineTower
 from bivrec.baselines.comirec import DynamicRouting, SelfAttentive
 from bivrec.baselines.fdsa import FDSA
-from bivrec.baselines.items import JointItems, ModalityItems
+from bivrec.baselines.items import ModalityItems
 from bivrec.baselines.mmmlp import MMMLP
 from bivrec.baselines.mmsrec import MMSRec, MMSRecTower
 from bivrec.baselines.re4 import Re4
@@ -18,7 +18,8 @@ from bivrec.baselines.side_information import DIFSR, NOVA
 from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
 from bivrec.model.bivrec import id_tower
-from bivrec.model.tower import FeatureItems, IdItems, Items, Rows, Tower
+from bivrec.model.items import FeatureItems, IdItems, Items, JointItems, Rows
+from bivrec.model.tower import Tower
 
 JOINT = "both"
 """Name of the one tower of a baseline that reads IDs and features together."""

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bivrec.baselines.sasrec import SASRec
-from bivrec.model.tower import FeatureItems, Interests
+from bivrec.model.items import FeatureItems
+from bivrec.model.tower import Interests
 
 NUM_EXPERTS = 8
 ITEM_DROP = 0.2

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
 from bivrec.model.cross_view import CrossViewProjection
-from bivrec.model.tower import IdItems, Tower
+from bivrec.model.items import IdItems
+from bivrec.model.tower import Tower
 
 
 class BiVRec(nn.Module):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bivrec.config import ModelConfig
-from bivrec.errors import BivrecError
 from bivrec.model.attention import TransformerLayer
 from bivrec.model.clustering import InterestClustering
 from bivrec.model.dropout import Dropout
+from bivrec.model.items import FeatureItems, Items
 from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
 
 INITIAL_COSINE_SCALE = 10.0
@@ -120,112 +118,6 @@ def _spread_decays(count: int) -> Tensor:
     return torch.linspace(math.log(fastest), math.log(slowest), count)
 
 
-RESIDENT_BYTES = 2**30
-"""Features up to this size are held on the device; of larger ones, only rows that are asked for are read and sent."""
-
-
-class Rows(Protocol):
-    """A table of features [V+1, F] that gives rows; a tensor is one, and so is a file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(V+1, F)."""
-
-    def __getitem__(self, items: Tensor, /) -> Tensor:
-        """Rows [..., F] of items on the CPU."""
-
-
-class Items(nn.Module, ABC):
-    """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
-
-    def attach(self, features: Rows) -> None:
-        """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. Items without features do not."""
-
-    @property
-    @abstractmethod
-    def num_items(self) -> int:
-        """V, the size of the catalogue."""
-
-
-class IdItems(Items):
-    """Item vectors from a trainable table, one row per item of a Domain.
-
-    With `table.sparse`, the gradient of the table holds only the rows that were read.
-    """
-
-    def __init__(self, num_items: int, hidden_size: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
-        nn.init.trunc_normal_(self.table.weight, std=0.02)
-        with torch.no_grad():
-            self.table.weight[0].zero_()
-
-    @property
-    def num_items(self) -> int:
-        """V, the size of the catalogue."""
-        return self.table.num_embeddings - 1
-
-    def forward(self, indices: Tensor) -> Tensor:
-        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.table(indices)
-        return vectors
-
-
-class FeatureItems(Items):
-    """Item vectors from frozen features, through a projection that transfers between Domains.
-
-    The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
-    """
-
-    features: Rows | None
-
-    def __init__(self, feature_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.projection = nn.Linear(feature_size, hidden_size, bias=False)
-        # Orthogonal: before any training, similar features already give similar item vectors.
-        nn.init.orthogonal_(self.projection.weight)
-        # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
-        self.features = None
-
-    def attach(self, features: Rows) -> None:
-        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero.
-
-        Those that are no tensor are read as a whole if they fit RESIDENT_BYTES.
-        """
-        if features.shape[1] != self.projection.in_features:
-            raise BivrecError(
-                f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
-                "encode the Domain with the tower's encoders and modalities"
-            )
-        fits = 4 * features.shape[0] * features.shape[1] <= RESIDENT_BYTES
-        whole = fits and not isinstance(features, Tensor)
-        self.features = features[torch.arange(features.shape[0])] if whole else features
-
-    @property
-    def num_items(self) -> int:
-        """V, the size of the catalogue."""
-        return self._attached().shape[0] - 1
-
-    def forward(self, indices: Tensor) -> Tensor:
-        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.projection(self.feature_rows(indices))
-        return vectors
-
-    def feature_rows(self, indices: Tensor) -> Tensor:
-        """Features [..., F] of the items with these indices, where the projection lies."""
-        features = self._attached()
-        if not isinstance(features, Tensor):
-            return features[indices.cpu()].to(self.projection.weight)
-        # Once; afterwards they lie where the projection does.
-        self.features = features = features.to(self.projection.weight)
-        return functional.embedding(indices, features)
-
-    def _attached(self) -> Rows:
-        if self.features is None:
-            raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
-        return self.features
-
-
 class Tower(nn.Module):
     """Items and histories of one view in one vector space: score(u, i) = max_k v_k . x_i (section 7 of the method)."""
 
@@ -234,7 +126,7 @@ class Tower(nn.Module):
         super().__init__()
         self.config = config
         self.items = items
-        free = isinstance(items, IdItems) or config.mm_interests == "free"
+        free = not isinstance(items, FeatureItems) or config.mm_interests == "free"
         self.sequence = SequenceEncoder(config, free) if sequence is None else sequence
         if config.score == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_COSINE_SCALE)))

@@ -10,7 +10,8 @@ from bivrec.config import ObjectiveConfig
 from bivrec.data.batches import Batch
 from bivrec.model.bivrec import BiVRec
 from bivrec.model.cross_view import allocation_loss, contrastive_loss
-from bivrec.model.tower import IdItems, Interests
+from bivrec.model.items import IdItems
+from bivrec.model.tower import Interests
 from bivrec.training.candidates import Candidates
 from bivrec.training.distributed import gather_rows, mean_over_processes, rank, world_size
 from bivrec.training.losses import full_softmax_loss, sampled_softmax_loss

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from bivrec.config import TrainingConfig
-from bivrec.model.tower import FeatureItems
+from bivrec.model.items import FeatureItems
 
 
 def make_optimizer(model: nn.Module, pretrained: list[nn.Parameter], config: TrainingConfig) -> Optimizer:

@@ -1,0 +1,143 @@
+"""What the items of a tower are: rows of a table, projected features, or the sum of both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bivrec.errors import BivrecError
+
+RESIDENT_BYTES = 2**30
+"""Features up to this size are held on the device; of larger ones, only rows that are asked for are read and sent."""
+
+
+class Rows(Protocol):
+    """A table of features [V+1, F] that gives rows; a tensor is one, and so is a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V+1, F)."""
+
+    def __getitem__(self, items: Tensor, /) -> Tensor:
+        """Rows [..., F] of items on the CPU."""
+
+
+class Items(nn.Module, ABC):
+    """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
+
+    def attach(self, features: Rows) -> None:
+        """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. Items without features do not."""
+
+    @property
+    @abstractmethod
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+
+
+class IdItems(Items):
+    """Item vectors from a trainable table, one row per item of a Domain.
+
+    With `table.sparse`, the gradient of the table holds only the rows that were read.
+    """
+
+    def __init__(self, num_items: int, hidden_size: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        nn.init.trunc_normal_(self.table.weight, std=0.02)
+        with torch.no_grad():
+            self.table.weight[0].zero_()
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        return self.table.num_embeddings - 1
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
+        vectors: Tensor = self.table(indices)
+        return vectors
+
+
+class FeatureItems(Items):
+    """Item vectors from frozen features, through a projection that transfers between Domains.
+
+    The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
+    """
+
+    features: Rows | None
+
+    def __init__(self, feature_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(feature_size, hidden_size, bias=False)
+        # Orthogonal: before any training, similar features already give similar item vectors.
+        nn.init.orthogonal_(self.projection.weight)
+        # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
+        self.features = None
+
+    def attach(self, features: Rows) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero.
+
+        Those that are no tensor are read as a whole if they fit RESIDENT_BYTES.
+        """
+        if features.shape[1] != self.projection.in_features:
+            raise BivrecError(
+                f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
+                "encode the Domain with the tower's encoders and modalities"
+            )
+        fits = 4 * features.shape[0] * features.shape[1] <= RESIDENT_BYTES
+        whole = fits and not isinstance(features, Tensor)
+        self.features = features[torch.arange(features.shape[0])] if whole else features
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        return self._attached().shape[0] - 1
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
+        vectors: Tensor = self.projection(self.feature_rows(indices))
+        return vectors
+
+    def feature_rows(self, indices: Tensor) -> Tensor:
+        """Features [..., F] of the items with these indices, where the projection lies."""
+        features = self._attached()
+        if not isinstance(features, Tensor):
+            return features[indices.cpu()].to(self.projection.weight)
+        # Once; afterwards they lie where the projection does.
+        self.features = features = features.to(self.projection.weight)
+        return functional.embedding(indices, features)
+
+    def _attached(self) -> Rows:
+        if self.features is None:
+            raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
+        return self.features
+
+
+class JointItems(Items):
+    """The sum of an item's ID vector and its projected features.
+
+    That is what a linear map of the two side by side gives, whose part for the ID vector is absorbed by the table.
+    """
+
+    def __init__(self, identity: IdItems, content: FeatureItems) -> None:
+        super().__init__()
+        self.identity = identity
+        self.content = content
+
+    @property
+    def num_items(self) -> int:
+        """V, the size of the catalogue."""
+        return self.identity.num_items
+
+    def attach(self, features: Rows) -> None:
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
+        self.content.attach(features)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
+        vectors: Tensor = self.identity(indices) + self.content(indices)
+        return vectors
