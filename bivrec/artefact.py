@@ -30,7 +30,7 @@ from bivrec.artefact_config import (
     read_item_ids,
     read_results,
 )
-from bivrec.baselines.towers import fresh_towers
+from bivrec.baselines.towers import attach_features, fresh_towers
 from bivrec.cards import model_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain, FeatureSpec
@@ -275,8 +275,7 @@ class BiVRec(_Published):
         network.load_state_dict(self.weights, assign=True)
         if "mm" in self.views:
             features = contract_features(self.features, domain, tower=str(self.source["name"]))
-            for view in network.views:
-                network.tower(view).items.attach(features)
+            attach_features({view: network.tower(view) for view in network.views}, features)
         self._attached = network.eval()
         return self._attached
 

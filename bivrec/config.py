@@ -116,6 +116,12 @@ class ModelConfig:
         "stay where similar items are near in a Domain that was never seen",
         choices=("free", "content"),
     )
+    id_items: str = _setting(
+        "ids",
+        "what items of the ID view are: ids (the paper), or ids+features, to whose vectors their projected features "
+        "are added where the multimodal view is trained too",
+        choices=("ids", "ids+features"),
+    )
     modalities: tuple[str, ...] = _setting(
         (), "features that the multimodal view reads (none named: all that the Domain has)", choices=MODALITIES
     )

@@ -22,6 +22,7 @@ FREE_MODEL_SETTINGS = (
     "assignment_temperature",
     "aggregation",
     "interests_per_item",
+    "id_items",
 )
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 

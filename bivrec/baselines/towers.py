@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -17,8 +17,7 @@ from bivrec.baselines.sasrec import SASRec
 from bivrec.baselines.side_information import DIFSR, NOVA
 from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
-from bivrec.model.bivrec import id_tower
-from bivrec.model.items import FeatureItems, IdItems, Items, JointItems, Rows
+from bivrec.model.items import FeatureItems, IdItems, Items, JointItems, Rows, resident
 from bivrec.model.tower import Tower
 
 JOINT = "both"
@@ -54,10 +53,18 @@ def fresh_towers(
     towers = {}
     for view in tower_views(config, views):
         identity = None if view == "mm" else IdItems(num_items, config.hidden_size)
-        towers[view] = _tower(config, _items(config, identity, [] if view == "id" else sizes))
-        if features is not None:
-            towers[view].items.attach(features)
+        ids_alone = view == "id" and not ("mm" in views and config.id_items == "ids+features")
+        towers[view] = _tower(config, _items(config, identity, [] if ids_alone else sizes))
+    if features is not None:
+        attach_features(towers, features)
     return towers
+
+
+def attach_features(towers: Mapping[str, Tower], features: Rows) -> None:
+    """Let the towers read the features [V + 1, F] of a Domain, of which those that fit into memory lie there once."""
+    rows = resident(features)
+    for tower in towers.values():
+        tower.items.attach(rows)
 
 
 def tower_views(config: ModelConfig, views: Sequence[str]) -> tuple[str, ...]:
@@ -73,10 +80,12 @@ def transferred_views(config: Config) -> tuple[str, ...]:
 def with_ids(tower: Tower, num_items: int) -> dict[str, Tower]:
     """Towers of both views: `tower` reads the features, and what reads IDs is untrained."""
     config = tower.config
-    if config.system == "bivrec":
-        return {"id": id_tower(config, num_items), "mm": tower}
     assert isinstance(tower.items, FeatureItems)
-    joint = BaselineTower(config, JointItems(IdItems(num_items, config.hidden_size), tower.items), tower.sequence)
+    identity = IdItems(num_items, config.hidden_size)
+    if config.system == "bivrec":
+        items = JointItems(identity, tower.items.copy()) if config.id_items == "ids+features" else identity
+        return {"id": Tower(config, items), "mm": tower}
+    joint = BaselineTower(config, JointItems(identity, tower.items), tower.sequence)
     if config.score == "cosine":
         joint.log_scale = tower.log_scale
     return {JOINT: joint}

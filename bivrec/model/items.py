@@ -26,6 +26,13 @@ class Rows(Protocol):
         """Rows [..., F] of items on the CPU."""
 
 
+def resident(features: Rows) -> Rows:
+    """The features as a tensor if they fit RESIDENT_BYTES, or as they are."""
+    if isinstance(features, Tensor) or 4 * features.shape[0] * features.shape[1] > RESIDENT_BYTES:
+        return features
+    return features[torch.arange(features.shape[0])]
+
+
 class Items(nn.Module, ABC):
     """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
 
@@ -88,9 +95,15 @@ class FeatureItems(Items):
                 f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
                 "encode the Domain with the tower's encoders and modalities"
             )
-        fits = 4 * features.shape[0] * features.shape[1] <= RESIDENT_BYTES
-        whole = fits and not isinstance(features, Tensor)
-        self.features = features[torch.arange(features.shape[0])] if whole else features
+        self.features = resident(features)
+
+    def copy(self) -> FeatureItems:
+        """The same projection with weights of its own, on the same features."""
+        outputs, inputs = self.projection.weight.shape
+        other = FeatureItems(inputs, outputs)
+        other.load_state_dict(self.state_dict())
+        other.features = self.features
+        return other
 
     @property
     def num_items(self) -> int:
