@@ -116,6 +116,11 @@ class ModelConfig:
         "stay where similar items are near in a Domain that was never seen",
         choices=("free", "content"),
     )
+    repeat_bias: bool = _setting(
+        False,
+        "whether a view adds a learned constant to the scores of items that the user has had before; how readily "
+        "users repeat belongs to a Domain, like its IDs, and does not transfer",
+    )
     id_items: str = _setting(
         "ids",
         "what items of the ID view are: ids (the paper), or ids+features, to whose vectors their projected features "
@@ -142,10 +147,6 @@ class ObjectiveConfig:
         "target-interest: the interest nearest to the target scores all candidates (Eq. 19-21); "
         "best-interest: each candidate is scored by its own nearest interest, as in ranking",
         choices=("target-interest", "best-interest"),
-    )
-    mm_history_negatives: bool = _setting(
-        True,
-        "whether items of the history are negatives of the multimodal view; if not, it learns no dislike of repeats",
     )
     contrastive_weight: float = _setting(0.5, "lambda1 of the coarse cross-view loss (Eq. 22)", low=0.0)
     allocation_weight: float = _setting(0.3, "lambda2 of the fine cross-view loss (Eq. 22)", low=0.0)

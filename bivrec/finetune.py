@@ -23,6 +23,7 @@ FREE_MODEL_SETTINGS = (
     "aggregation",
     "interests_per_item",
     "id_items",
+    "repeat_bias",
 )
 """Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
 

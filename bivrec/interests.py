@@ -25,7 +25,9 @@ def interest_points(model: BiVRec, view: str, domain: Domain, num_users: int = N
     scorer = ModelScorer(model, view)
     drawn = np.random.default_rng(0).permutation(len(users))[:num_users]
     # One at a time: histories of other lengths beside it would only add padding.
-    encoded = [scorer.encode(users.histories(user, user + 1, scorer.max_history))[0][0] for user in drawn.tolist()]
+    encoded = [
+        scorer.encode(users.histories(user, user + 1, scorer.max_history)).interests[0][0] for user in drawn.tolist()
+    ]
     return np.stack([vectors.double().cpu().numpy() for vectors in encoded])
 
 

@@ -64,6 +64,9 @@ def read(tower: Tower, histories: Tensor, positions: Tensor | None = None) -> In
     return tower.encode_histories(tower.encode_items(histories), histories > 0, positions)
 
 
+NOTHING_EARLIER = torch.zeros(2, 0, dtype=torch.int64)
+
+
 def loss_of(tower: Tower, **settings: Any) -> dict[str, Tensor]:
     """The parts of the objective of a batch with two users and all candidates."""
     stretch = random_histories(6, 9, seed=5)
@@ -71,7 +74,7 @@ def loss_of(tower: Tower, **settings: Any) -> dict[str, Tensor]:
     prefix = tower.config.readout == "prefix"
     positions = torch.tensor([3, 6, 7] if prefix else [7])
     targets = (stretch[:, 1:] * (stretch[:, :-1] > 0))[:, positions]
-    batch = Batch(torch.arange(6), stretch[:, :-1], positions, targets, float((targets > 0).sum()))
+    batch = Batch(torch.arange(6), stretch[:, :-1], positions, targets, NOTHING_EARLIER, float((targets > 0).sum()))
     candidates = CandidateSampler(ObjectiveConfig(**settings), np.arange(NUM_ITEMS + 1), seed=0).draw(0, targets)
     parts: dict[str, Tensor] = Objective(BiVRec({"both": tower}), ObjectiveConfig(**settings))(batch, candidates)
     return parts
@@ -167,7 +170,9 @@ def trained(system: str, views: tuple[str, ...], histories: Tensor, targets: Ten
     objective = Objective(BiVRec({"both": tower}), ObjectiveConfig())
     optimizer = torch.optim.Adam(tower.parameters(), lr=0.01)
     last = torch.tensor([histories.shape[1] - 1])
-    batch = Batch(torch.arange(len(targets)), histories, last, targets.unsqueeze(1), float(len(targets)))
+    batch = Batch(
+        torch.arange(len(targets)), histories, last, targets.unsqueeze(1), NOTHING_EARLIER, float(len(targets))
+    )
     for _ in range(80):
         optimizer.zero_grad()
         objective(batch, None)["loss"].backward()

@@ -13,6 +13,9 @@ LENGTHS = [2, 9, 3, 30, 1, 5, 12, 2, 7, 4, 6]
 """User `u` has the items 100 u + 1, 100 u + 2, ..., so an item tells its user and its place."""
 
 
+TENSORS = ("users", "history", "positions", "targets", "earlier")
+
+
 def make_sequences(lengths: list[int] = LENGTHS) -> Sequences:
     items = [100 * user + place + 1 for user, length in enumerate(lengths) for place in range(length)]
     return Sequences(
@@ -24,12 +27,13 @@ def make_sequences(lengths: list[int] = LENGTHS) -> Sequences:
 
 
 def make_sampler(lengths: list[int] = LENGTHS, **changes: Any) -> BatchSampler:
-    settings = {"batch_size": 4, "max_history": 6, "min_history": 1, "targets_per_sequence": 1, "seed": 0}
+    settings = {"batch_size": 4, "max_history": 6, "min_history": 1, "targets_per_sequence": 1}
+    settings |= {"whole_history": False, "seed": 0}
     return BatchSampler(make_sequences(lengths), **{**settings, **changes})
 
 
 def assert_equal(one: Batch, other: Batch) -> None:
-    for name in ("users", "history", "positions", "targets"):
+    for name in TENSORS:
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -64,9 +68,28 @@ def test_a_history_is_the_stretch_right_before_its_target(
                 assert target == (follower if items_before >= min_history else 0)
 
 
+@every_target_count
+@pytest.mark.parametrize("part", [0, 1])
+def test_history_and_what_came_earlier_are_all_before_the_target(targets_per_sequence: int | None, part: int) -> None:
+    sampler = make_sampler(targets_per_sequence=targets_per_sequence, whole_history=True)
+    found = 0
+    for step in range(40):
+        batch = sampler.batch(step, part, parts=2)
+        found += batch.earlier.shape[1]
+        for row, (user, history, targets) in enumerate(zip(batch.users, batch.history, batch.targets, strict=True)):
+            earlier = batch.earlier[1, batch.earlier[0] == row].tolist()
+            before = [*earlier, *(item for item in history.tolist() if item)]
+            assert before == list(range(100 * user + 1, int(targets[-1])))
+    assert found
+
+
+def test_what_came_earlier_is_given_on_request_alone() -> None:
+    assert make_sampler(max_history=1).batch(0).earlier.shape == (2, 0)
+
+
 def test_tensors_are_indices() -> None:
     batch = make_sampler(targets_per_sequence=None).batch(0)
-    assert {getattr(batch, name).dtype for name in ("users", "history", "positions", "targets")} == {torch.int64}
+    assert {getattr(batch, name).dtype for name in TENSORS} == {torch.int64}
     assert_equal(batch, batch.to(torch.device("cpu")))
 
 

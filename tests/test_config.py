@@ -21,7 +21,7 @@ SECTIONS = {"model": ModelConfig, "objective": ObjectiveConfig, "training": Trai
 UNUSUAL = Config(
     description="Two views: 100 % # not a comment\nand a second line, \"quoted\", with 'more' and é",
     model=ModelConfig(scales=tuple(range(2, 60)), num_interests=(24, 4), modalities=("image",)),
-    objective=ObjectiveConfig(candidates="popularity", contrastive_weight=0.0, mm_history_negatives=False),
+    objective=ObjectiveConfig(candidates="popularity", contrastive_weight=0.0, negatives_scored_by="best-interest"),
     training=TrainingConfig(learning_rate=1e-5, tower_learning_rate=3e-7, targets_per_sequence=3, views=("mm",)),
 )
 
@@ -88,8 +88,15 @@ def test_all_faults_are_reported_at_once() -> None:
     message = fault(
         {
             "modle": {},
-            "model": {"hidden": 3, "dropout": 2.0, "gaussian": "none at all", "scales": [4, "x"], "num_layers": -1},
-            "objective": {"candidates": 7, "contrastive_weight": -0.5, "mm_history_negatives": "maybe"},
+            "model": {
+                "hidden": 3,
+                "dropout": 2.0,
+                "gaussian": "none at all",
+                "scales": [4, "x"],
+                "num_layers": -1,
+                "repeat_bias": "maybe",
+            },
+            "objective": {"candidates": 7, "contrastive_weight": -0.5},
             "training": {"steps": "many", "views": ["id", "audio"], "patience": 1.5, "seed": None},
         }
     )
@@ -102,7 +109,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "model.num_layers: -1 is below the least allowed value 0",
         "objective.candidates: expected str, found 7",
         "objective.contrastive_weight: -0.5 is below",
-        "objective.mm_history_negatives: expected bool, found 'maybe'",
+        "model.repeat_bias: expected bool, found 'maybe'",
         "training.steps: expected int, found 'many'",
         "training.views: 'audio' is not one of id, mm",
         "training.patience: expected int, found 1.5",

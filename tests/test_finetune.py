@@ -70,6 +70,19 @@ def test_the_multimodal_tower_is_the_published_one_and_the_id_tower_is_fresh(
     torch.testing.assert_close(vectors.detach(), expected)
 
 
+def test_an_id_view_with_features_begins_with_the_projection_of_the_tower(
+    monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: Tower
+) -> None:
+    config = finetune_config({**recipe(), "model": {"id_items": "ids+features"}}, artefact)
+    model = prepared_model(monkeypatch, target, config, artefact)
+    every = torch.arange(target.num_items + 1)
+    of_id, of_mm = (model.tower(view).items for view in ("id", "mm"))
+    torch.testing.assert_close(of_id(every) - of_id.identity(every), of_mm(every))
+    # Its own copy, on features that lie in memory once.
+    assert of_id.content.projection.weight.data_ptr() != of_mm.projection.weight.data_ptr()
+    assert of_id.content.features is of_mm.features
+
+
 def test_the_tower_alone(monkeypatch: pytest.MonkeyPatch, target: Domain, artefact: Tower) -> None:
     config = finetune_config(recipe(views=["mm"]), artefact)
     model = prepared_model(monkeypatch, target, config, artefact)

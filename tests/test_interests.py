@@ -58,7 +58,7 @@ def test_points_are_the_interests_of_test_users(target: Domain) -> None:
     points = interest_points(model, "id", target, num_users=5)
     assert points.shape == (5, 2, 8)
     users = EvaluationUsers.from_sequences(target.sequences("test"))
-    every = ModelScorer(model, "id").encode(users.histories(0, len(users), 8))[0].double()
+    every = ModelScorer(model, "id").encode(users.histories(0, len(users), 8)).interests[0].double()
     distances = torch.cdist(torch.from_numpy(points).flatten(1), every.flatten(1))
     assert distances.amin(1).max() < 1e-5
     assert (interest_points(model, "id", target, num_users=5) == points).all()

@@ -27,6 +27,7 @@ RESUMED: dict[str, dict[str, dict[str, Any]]] = {
     "prefix": {"model": PREFIX, "training": {"targets_per_sequence": 3}},
     "sampled": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2}},
     "sparse table": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2, "weight_decay": 0.1}},
+    "repeats": {"model": {"repeat_bias": True, "id_items": "ids+features"}},
     "scheduled": {"training": {"views": ["mm"], "schedule": "cosine", "warmup_steps": 4, "optimizer": "adam"}},
 }
 
@@ -215,6 +216,18 @@ def test_accumulation_changes_nothing_but_memory(source: Domain, tmp_path: Path,
 def test_the_loss_falls(source: Domain, tmp_path: Path) -> None:
     losses = train_losses(pretrain(source, tmp_path / "run", with_steps(40, 10)))
     assert losses[-1] < losses[0]
+
+
+def test_the_repeat_bias_follows_the_domain(source: Domain, tmp_path: Path) -> None:
+    """Users of the synthetic source never take an item twice."""
+    assert all(len(set(items)) == len(items) for items in source.sequences("train"))
+    for candidates in ("full", "uniform"):
+        run = pretrain(
+            source,
+            tmp_path / candidates,
+            with_steps(30, 30, model={"repeat_bias": True}, objective={"candidates": candidates}),
+        )
+        assert (weights(run)["repeats"] < -0.05).all()
 
 
 def test_the_seed_decides_everything(source: Domain, tmp_path: Path) -> None:

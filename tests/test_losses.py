@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bivrec.training import losses
-from bivrec.training.losses import full_softmax_loss, sampled_softmax_loss
+from bivrec.training.losses import Repeats, full_softmax_loss, sampled_softmax_loss
 
 ROWS, WIDTH, CATALOGUE = 9, 5, 11
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -25,15 +25,16 @@ def random_problem(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return interests.requires_grad_(True), targets, catalogue.requires_grad_(True)
 
 
-def random_histories() -> Tensor:
-    """Rows of the catalogue that are left out, filled up with -1; the target may be among them."""
-    left_out = torch.randint(-1, CATALOGUE, (ROWS, 4), generator=torch.Generator().manual_seed(8))
-    left_out[0] = -1
-    return left_out
+def random_repeats() -> Repeats:
+    """Rows are read after positions 0 to 3 of four sequences; some of the items came later, or never (4)."""
+    generator = torch.Generator().manual_seed(8)
+    since = torch.randint(-1, 5, (4, CATALOGUE), dtype=torch.int32, generator=generator)
+    sequence, position = torch.randint(4, (2, ROWS), generator=generator)
+    return Repeats(torch.tensor(-0.7, dtype=torch.float64, requires_grad=True), since, sequence, position)
 
 
 def slow_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, left_out: Tensor | None = None
+    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, repeats: Repeats | None = None
 ) -> Tensor:
     """Eq. 19-21 row by row and item by item, with autograd."""
     total = interests.new_zeros(())
@@ -42,13 +43,13 @@ def slow_loss(
         nearest = max(range(len(scores)), key=lambda k: scores[k][target].item())
         logits = {}
         for item in range(len(catalogue)):
-            if left_out is not None and item in left_out[row] and item != target:
-                continue
             of_item = torch.stack([of_interest[item] for of_interest in scores])
             if scored_by == "all-interests":
                 logits[item] = of_item.exp().sum().log()
             else:
                 logits[item] = of_item[nearest] if scored_by == "target-interest" else of_item.max()
+            if repeats is not None and repeats.since[repeats.sequence[row], item] <= repeats.position[row]:
+                logits[item] = logits[item] + repeats.bias
         total = total - (logits[target] - torch.stack(list(logits.values())).exp().sum().log())
     return total
 
@@ -60,18 +61,19 @@ def value_and_gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 @all_scorings
 @interest_counts
 @pytest.mark.parametrize("logits_per_chunk", [1, 3 * CATALOGUE, 7 * CATALOGUE, 2**20])
-@pytest.mark.parametrize("histories", [False, True])
+@pytest.mark.parametrize("repeated", [False, True])
 def test_full_softmax_has_the_value_and_gradients_of_autograd(
-    monkeypatch: pytest.MonkeyPatch, scored_by: str, count: int, logits_per_chunk: int, histories: bool
+    monkeypatch: pytest.MonkeyPatch, scored_by: str, count: int, logits_per_chunk: int, repeated: bool
 ) -> None:
     monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", logits_per_chunk)
     interests, targets, catalogue = random_problem(count)
-    left_out = random_histories() if histories else None
-    found = full_softmax_loss(interests, targets, catalogue, scored_by, left_out)
-    expected = slow_loss(interests, targets, catalogue, scored_by, left_out)
+    repeats = random_repeats() if repeated else None
+    leaves = (interests, catalogue) if repeats is None else (interests, catalogue, repeats.bias)
+    found = full_softmax_loss(interests, targets, catalogue, scored_by, repeats)
+    expected = slow_loss(interests, targets, catalogue, scored_by, repeats)
     torch.testing.assert_close(
-        value_and_gradients(found, interests, catalogue),
-        value_and_gradients(expected, interests, catalogue),
+        value_and_gradients(found, *leaves),
+        value_and_gradients(expected, *leaves),
         **TOLERANCE,
     )
 
@@ -159,21 +161,28 @@ def test_sampled_softmax_follows_the_equations(scored_by: str, count: int) -> No
 
 @all_scorings
 @interest_counts
-@pytest.mark.parametrize("histories", [False, True])
-def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(scored_by: str, count: int, histories: bool) -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(scored_by: str, count: int, repeated: bool) -> None:
     interests, targets, catalogue = random_problem(count)
     everything = torch.arange(CATALOGUE)
     left_out = targets.unsqueeze(1) == everything
-    past = random_histories() if histories else None
-    if past is not None:
-        left_out |= (past.unsqueeze(2) == everything).any(1)
+    repeats = random_repeats() if repeated else None
+    leaves = (interests, catalogue) if repeats is None else (interests, catalogue, repeats.bias)
     sampled = sampled_softmax_loss(
-        interests, catalogue[targets], catalogue, left_out, torch.zeros(ROWS), torch.zeros(CATALOGUE), scored_by
+        interests,
+        catalogue[targets],
+        catalogue,
+        left_out,
+        torch.zeros(ROWS),
+        torch.zeros(CATALOGUE),
+        scored_by,
+        repeats,
+        None if repeats is None else repeats.had(slice(None))[torch.arange(ROWS), targets],
     )
-    full = full_softmax_loss(interests, targets, catalogue, scored_by, past)
+    full = full_softmax_loss(interests, targets, catalogue, scored_by, repeats)
     torch.testing.assert_close(
-        value_and_gradients(sampled, interests, catalogue),
-        value_and_gradients(full, interests, catalogue),
+        value_and_gradients(sampled, *leaves),
+        value_and_gradients(full, *leaves),
         **TOLERANCE,
     )
 

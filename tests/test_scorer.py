@@ -16,6 +16,7 @@ VARIANTS = [
     {"readout": "prefix", "num_interests": (1,)},
     {"readout": "prefix", "num_interests": (3, 2), "mm_interests": "content", "score": "cosine"},
     {"readout": "prefix", "interest_score": "logsumexp"},
+    {"repeat_bias": True},
 ]
 
 
@@ -38,6 +39,8 @@ def slow_scores(model: BiVRec, view: str) -> Tensor:
         read = tower.encode_histories(tower.encode_items(history[None]), history[None] > 0).vectors[0, -1]
         vectors = [tower.encode_items(torch.tensor([item]))[0] for item in range(1, NUM_ITEMS + 1)]
         rows.append([pool([float(interest @ vector) for interest in read]) for vector in vectors])
+        for item in {*history.tolist()} - {0}:
+            rows[-1][item - 1] += float(model.repeat_bias(view) or 0)
     return torch.tensor(rows, dtype=torch.float64)
 
 

@@ -1,31 +1,36 @@
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import mm_tower, random_histories
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bivrec.config import ModelConfig
 from bivrec.errors import BivrecError
 from bivrec.evaluation import ranking
 from bivrec.evaluation.ranking import top_k
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.scorer import ModelScorer, Readers
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
-from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.model.bivrec import REPEAT_GAIN, BiVRec, id_tower
 
 NUM_ITEMS, NUM_USERS, K, SIZE = 4502, 24, 10, 16
 CONFIG = ModelConfig(hidden_size=SIZE, num_heads=2, max_history=7, num_interests=(3,), scales=())
 HISTORIES = random_histories(NUM_USERS, 7)
 
 
-def make_model(views: tuple[str, ...] = ("id",), seed: int = 0) -> BiVRec:
+def make_model(views: tuple[str, ...] = ("id",), seed: int = 0, repeat_bias: float = 0.0) -> BiVRec:
     torch.manual_seed(seed)
+    config = replace(CONFIG, repeat_bias=True)
     towers = {
-        "id": lambda: id_tower(CONFIG, NUM_ITEMS),
-        "mm": lambda: mm_tower(CONFIG, torch.randn(NUM_ITEMS + 1, 5)),
+        "id": lambda: id_tower(config, NUM_ITEMS),
+        "mm": lambda: mm_tower(config, torch.randn(NUM_ITEMS + 1, 5)),
     }
-    return BiVRec({name: towers[name]() for name in views})
+    model = BiVRec({name: towers[name]() for name in views})
+    assert model.repeats is not None
+    nn.init.constant_(model.repeats, repeat_bias / REPEAT_GAIN)
+    return model
 
 
 class Bounding(ModelScorer):
@@ -36,10 +41,10 @@ class Bounding(ModelScorer):
         self.bounds_pay = True
         self.interests = interests
 
-    def encode(self, histories: Tensor) -> list[Tensor]:
+    def encode(self, histories: Tensor) -> Readers:
         if self.interests is None:
             return super().encode(histories)
-        return [self.interests[histories[:, 0]]]
+        return Readers([self.interests[histories[:, 0]]], histories[:, :0])
 
 
 class NoBounds(Bounding):
@@ -86,9 +91,10 @@ def nearly_equal_vectors() -> tuple[BiVRec, Tensor, Tensor]:
 VECTORS = {"scaled": scaled_vectors, "tied": tied_vectors, "nearly equal": nearly_equal_vectors}
 
 
+@pytest.mark.parametrize("repeat_bias", [-5.0, 0.0, 0.3])
 @pytest.mark.parametrize("views", [("id",), ("mm",), ("id", "mm")])
-def test_no_score_exceeds_its_bound(views: tuple[str, ...]) -> None:
-    scorer = Bounding(make_model(views))
+def test_no_score_exceeds_its_bound(views: tuple[str, ...], repeat_bias: float) -> None:
+    scorer = Bounding(make_model(views, repeat_bias=repeat_bias))
     users = scorer.encode(HISTORIES)
     bounds = torch.cat([stretch.amax(1) for stretch in scorer.upper_bounds(users)]).T
     scores = whole_catalogue(scorer, users)
@@ -102,15 +108,18 @@ def test_no_score_exceeds_its_bound(views: tuple[str, ...]) -> None:
 def test_no_score_of_awkward_vectors_exceeds_its_bound(vectors: str) -> None:
     model, interests, _ = VECTORS[vectors]()
     scorer = Bounding(model, "id", interests)
-    bounds = torch.cat([stretch.amax(1) for stretch in scorer.upper_bounds([interests])]).T
+    bounds = torch.cat(
+        [stretch.amax(1) for stretch in scorer.upper_bounds(scorer.encode(torch.arange(len(interests))[:, None]))]
+    ).T
     truth = (interests.double() @ model.tower("id").items.table.weight[1:].double().T).amax(1)
     assert (bounds.double() >= truth).all()
 
 
+@pytest.mark.parametrize("repeat_bias", [-5.0, 0.0, 0.3])
 @pytest.mark.parametrize("excluding", [False, True])
 @pytest.mark.parametrize("views", [("id",), ("mm",), ("id", "mm")])
-def test_lists_are_those_of_all_scores(views: tuple[str, ...], excluding: bool) -> None:
-    model = make_model(views)
+def test_lists_are_those_of_all_scores(views: tuple[str, ...], excluding: bool, repeat_bias: float) -> None:
+    model = make_model(views, repeat_bias=repeat_bias)
     # What is recommended otherwise, so that something is left out.
     seen = torch.cat([HISTORIES, top_k(NoBounds(model), HISTORIES, 7)[0]], dim=1) if excluding else None
     items, scores = top_k(Bounding(model), HISTORIES, K, seen)
@@ -151,8 +160,8 @@ def test_only_users_without_a_proof_are_scored_in_full(monkeypatch: pytest.Monke
     scanned: list[int] = []
     scan = ranking._scan
 
-    def counted(scorer: ranking.Scorer, users: list[Tensor], *arguments: object) -> tuple[Tensor, Tensor]:
-        scanned.append(len(users[0]))
+    def counted(scorer: ranking.Scorer, users: Readers, *arguments: object) -> tuple[Tensor, Tensor]:
+        scanned.append(len(users.had))
         return scan(scorer, users, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ranking, "_scan", counted)

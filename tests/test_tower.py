@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FEATURE_SIZE, NUM_ITEMS, TINY, item_features, random_histories, tiny_tower
+from tiny_models import FEATURE_SIZE, NUM_ITEMS, TINY, item_features, random_histories, tiny_model, tiny_tower
 from torch import Tensor, nn
 
+from bivrec.baselines.towers import fresh_towers
 from bivrec.errors import BivrecError
 from bivrec.model.bivrec import BiVRec, id_tower
 from bivrec.model.items import FeatureItems, IdItems
@@ -285,7 +286,7 @@ class CountedRows:
 def test_of_large_features_only_the_rows_of_a_batch_are_read(
     monkeypatch: pytest.MonkeyPatch, resident_bytes: int, read: int
 ) -> None:
-    monkeypatch.setattr("bivrec.model.tower.RESIDENT_BYTES", resident_bytes)
+    monkeypatch.setattr("bivrec.model.items.RESIDENT_BYTES", resident_bytes)
     items, source = FeatureItems(FEATURE_SIZE, 8).double(), CountedRows()
     items.attach(source)
     for indices in (torch.tensor([[4, 0], [2, 4]]), torch.tensor([1, 3])):
@@ -307,6 +308,34 @@ def test_both_views_differ_in_their_items_alone() -> None:
     ]
     assert shapes[0] == shapes[1]
     assert IdItems(5, 8).num_items == 5
+
+
+def test_items_of_an_id_view_may_be_rows_of_a_table_and_features_together() -> None:
+    config = replace(TINY, id_items="ids+features")
+    towers = fresh_towers(config, ("id", "mm"), NUM_ITEMS, [FEATURE_SIZE], item_features())
+    items, every = towers["id"].items, torch.arange(NUM_ITEMS + 1)
+    expected = items.identity.table.weight + item_features() @ items.content.projection.weight.T
+    torch.testing.assert_close(items(every), expected)
+    assert not items(every)[0].any()
+    assert towers["id"].sequence.free_interests
+    items(every[1:4]).sum().backward()
+    assert items.content.projection.weight.grad.any()
+    assert items.identity.table.weight.grad.any(1).nonzero().flatten().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("views", "id_items"), [(("id",), "ids+features"), (("id", "mm"), "ids")])
+def test_items_of_other_id_views_are_rows_of_a_table(views: tuple[str, ...], id_items: str) -> None:
+    towers = fresh_towers(replace(TINY, id_items=id_items), views, NUM_ITEMS, [FEATURE_SIZE])
+    assert isinstance(towers["id"].items, IdItems)
+
+
+@pytest.mark.parametrize("views", [("id",), ("mm",), ("id", "mm")])
+def test_each_view_has_a_repeat_bias_of_its_own(views: tuple[str, ...]) -> None:
+    model = tiny_model(views, repeat_bias=True)
+    biases = [model.repeat_bias(view) for view in views]
+    assert len({bias.item() for bias in biases}) == len(views)
+    assert all(bias.requires_grad for bias in biases)
+    assert tiny_model(views).repeat_bias(views[0]) is None
 
 
 @pytest.mark.parametrize("readout", ["history", "prefix"])

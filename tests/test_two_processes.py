@@ -42,7 +42,7 @@ STEPS = {"steps": 20, "evaluate_every": 5}
 CONFIGS: dict[str, Config] = {
     "paper": config(model=NOISELESS, training=STEPS),
     "prefix": config(
-        model={**NOISELESS, "readout": "prefix", "score": "cosine"},
+        model={**NOISELESS, "readout": "prefix", "score": "cosine", "repeat_bias": True, "id_items": "ids+features"},
         objective={"candidates": "popularity", "num_negatives": 30},
         training={**STEPS, "targets_per_sequence": 3},
     ),

@@ -29,6 +29,8 @@ class Batch:
     """[T] int64, increasing: the positions of the history after which a target is learnt; the last is N - 1."""
     targets: Tensor
     """[B, T] int64: the item that followed each of these positions; 0 where there is none to learn from."""
+    earlier: Tensor
+    """[2, E] int64: row of the batch and item of all that came before the histories, if the sampler gives them."""
     mean_targets: float
     """Targets of the global batch over the number of its slices."""
 
@@ -39,6 +41,7 @@ class Batch:
             self.history.to(device, non_blocking=True),
             self.positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
+            self.earlier.to(device, non_blocking=True),
             self.mean_targets,
         )
 
@@ -47,7 +50,7 @@ class BatchSampler:
     """Draws users without replacement epoch by epoch, and a random stretch of each user's sequence.
 
     targets_per_sequence: 1 learns the last item of the stretch alone; more learn that many of its positions, drawn
-    anew for every step; None learns all.
+    anew for every step; None learns all. whole_history: also give what came before the stretches.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class BatchSampler:
         max_history: int,
         min_history: int,
         targets_per_sequence: int | None,
+        whole_history: bool,
         seed: int,
     ) -> None:
         lengths = np.diff(sequences.offsets)
@@ -71,6 +75,7 @@ class BatchSampler:
         self._max_history = max_history
         self._min_history = min_history
         self._targets_per_sequence = targets_per_sequence
+        self._whole_history = whole_history
         self._seed = seed
         self._epoch = -1
         self._order = self._users
@@ -98,9 +103,19 @@ class BatchSampler:
         # Places before the sequence read the target's, which is always valid, and are blanked.
         stretch = self._sequences.items[np.where(place >= first, place, target)] * (place >= first)
         targets = stretch[:, 1:][:, positions] * learnt[mine]
-        arrays = (users[mine], stretch[:, :-1], positions, targets)
+        earlier = self._earlier(first[:, 0], place[:, 0])
+        arrays = (users[mine], stretch[:, :-1], positions, targets, earlier)
         tensors = [torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays]
-        return Batch(tensors[0], tensors[1], tensors[2], tensors[3], mean_targets=float(learnt.sum()) / parts)
+        return Batch(
+            tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], mean_targets=float(learnt.sum()) / parts
+        )
+
+    def _earlier(self, first: np.ndarray, begin: np.ndarray) -> np.ndarray:
+        """[2, E]: row and item of the places first..begin-1 of the flat array, one stretch for each row."""
+        lengths = np.maximum(begin - first, 0) * self._whole_history
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(first - ends + lengths, lengths)
+        return np.stack([np.repeat(np.arange(len(first)), lengths), self._sequences.items[places]])
 
     def _draw_users(self, step: int) -> np.ndarray:
         rows = np.arange(step * self._batch_size, (step + 1) * self._batch_size)

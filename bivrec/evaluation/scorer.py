@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bivrec.errors import BivrecError
-from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast
+from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast, contained, round_up, sorted_pairs
 from bivrec.model.bivrec import BiVRec
 
 ITEM_CHUNK = 65536
 USERS_AT_ONCE = 4
 """Of whom single items are scored at a time, so that the items' vectors stay in the processor's cache."""
+
+Scores = TypeVar("Scores", Tensor, float)
 
 VIEW_CHOICES = ("id", "mm", "both")
 
@@ -37,6 +41,16 @@ def views_of(model: BiVRec, view: str) -> tuple[str, ...]:
     return (view,)
 
 
+@dataclass(frozen=True)
+class Readers:
+    """What a ModelScorer knows of B users."""
+
+    interests: list[Tensor]
+    """[B, K, D] of each view."""
+    had: Tensor
+    """[B, L] int64: the items whose scores gain the repeat bias, padded with 0; no column where there is no bias."""
+
+
 class ModelScorer:
     """A Scorer (see `ranking`) of one view of a model, or of both with the weighted sum of their scores.
 
@@ -51,7 +65,10 @@ class ModelScorer:
         self.num_items = model.num_items
         self._towers = [model.tower(name) for name in views_of(model, view)]
         self._id_weight = float(model.id_weight) if len(self._towers) > 1 else 1.0
-        self.max_history: int | None = self._towers[0].config.max_history
+        biases = [model.repeat_bias(name) for name in views_of(model, view)]
+        self._repeat_bias = self._weighted([0.0 if bias is None else float(bias) for bias in biases])
+        self._read_items = self._towers[0].config.max_history
+        self.max_history: int | None = None if self._repeat_bias else self._read_items
         device = next(model.parameters()).device
         chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
         self.bounds_pay = bfloat16_is_fast(device)
@@ -59,34 +76,53 @@ class ModelScorer:
         self._catalogues = [tower.candidates(items) for tower, items in zip(self._towers, self._items, strict=True)]
 
     @torch.no_grad()
-    def encode(self, histories: Tensor) -> list[Tensor]:
-        """Interests [B, K, D] of each view for histories [B, L], padded on the left with 0."""
+    def encode(self, histories: Tensor) -> Readers:
+        """What is known of users with histories [B, L], padded on the left with 0."""
         histories = histories.to(self._catalogues[0].device)
-        return [
-            tower.encode_histories(functional.embedding(histories, items), histories > 0).vectors[:, -1]
+        recent = histories[:, -self._read_items :]
+        interests = [
+            tower.encode_histories(functional.embedding(recent, items), recent > 0).vectors[:, -1]
             for tower, items in zip(self._towers, self._items, strict=True)
         ]
+        return Readers(interests, histories if self._repeat_bias else histories[:, :0])
 
     @torch.no_grad()
-    def score(self, users: Sequence[Tensor], first: int, last: int) -> Tensor:
+    def score(self, users: Readers, first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
-        return self._fused(
+        scores = self._fused(
             (interests.flatten(0, 1) @ catalogue[first:last].T).view(*interests.shape[:2], -1)
-            for interests, catalogue in zip(users, self._catalogues, strict=True)
+            for interests, catalogue in zip(users.interests, self._catalogues, strict=True)
         )
+        row, place = ((users.had >= first) & (users.had < last)).nonzero(as_tuple=True)
+        column = users.had[row, place] - first
+        # Once for an item that was had twice: the same sum is written there again.
+        scores[row, column] = scores[row, column] + self._repeat_bias
+        return scores
 
     @torch.no_grad()
-    def score_items(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
+    def score_items(self, users: Readers, items: Tensor) -> Tensor:
         """Scores [B, M] of items [B, M], those of row b for user b."""
-        groups = zip(*(torch.split(rows, USERS_AT_ONCE) for rows in (items, *users)), strict=True)
-        return torch.cat([self._score_group(interests, chosen) for chosen, *interests in groups])
+        groups = zip(*(torch.split(rows, USERS_AT_ONCE) for rows in (items, *users.interests)), strict=True)
+        scores = torch.cat([self._score_group(interests, chosen) for chosen, *interests in groups])
+        return torch.where(contained(items, users.had), scores + self._repeat_bias, scores)
 
     @torch.no_grad()
-    def upper_bounds(self, users: Sequence[Tensor]) -> Iterator[Tensor]:
+    def upper_bounds(self, users: Readers) -> Iterator[Tensor]:
         """Bounds of scores (see `shortlist.BoundingScorer`), one for each interest, or one for all.
 
         One for all where scores are more than the largest product: of two views, or of interests that score together.
         """
+        items, of_user = sorted_pairs(users.had.cpu())
+        first = 1
+        for bounds in self._product_bounds(users.interests):
+            inside = slice(*torch.searchsorted(items, torch.tensor([first, first + len(bounds)])).tolist())
+            item, user = items[inside] - first, of_user[inside]
+            bounds[item, :, user] = round_up(bounds[item, :, user].float() + self._repeat_bias).to(bounds.dtype)
+            first += len(bounds)
+            yield bounds
+
+    def _product_bounds(self, users: list[Tensor]) -> Iterator[Tensor]:
+        """The bounds of what the interests say."""
         views = [rounded.bounds(interests) for interests, rounded in zip(users, self._rounded, strict=True)]
         if len(views) == 1 and self._towers[0].config.interest_score == "max":
             yield from views[0]
@@ -99,12 +135,14 @@ class ModelScorer:
 
         It grows with every affinity, so of upper bounds it is an upper bound.
         """
-        views = [tower.join_interests(scores) for tower, scores in zip(self._towers, affinities, strict=True)]
-        if len(views) == 1:
-            return views[0]
-        return self._id_weight * views[0] + (1 - self._id_weight) * views[1]
+        return self._weighted(
+            [tower.join_interests(scores) for tower, scores in zip(self._towers, affinities, strict=True)]
+        )
 
-    def _score_group(self, users: Sequence[Tensor], items: Tensor) -> Tensor:
+    def _weighted(self, views: list[Scores]) -> Scores:
+        return views[0] if len(views) == 1 else self._id_weight * views[0] + (1 - self._id_weight) * views[1]
+
+    def _score_group(self, users: list[Tensor], items: Tensor) -> Tensor:
         return self._fused(
             interests @ functional.embedding(items, catalogue).transpose(1, 2)
             for interests, catalogue in zip(users, self._catalogues, strict=True)

@@ -58,7 +58,7 @@ class RoundedCatalogue:
         lengths = vectors.norm(dim=1)
         lost = (vectors - rounded).norm(dim=1)
         self._loss = (lost / lengths.clamp_min(torch.finfo(torch.float32).tiny)).max()
-        self._rows = torch.cat([rounded, _round_up(lengths)[:, None]], dim=1)
+        self._rows = torch.cat([rounded, round_up(lengths)[:, None]], dim=1)
 
     def bounds(self, interests: Tensor) -> Iterator[Tensor]:
         """For stretches of STRETCH items: bounds [items, K, B] of their products with interests [B, K, D]."""
@@ -68,7 +68,7 @@ class RoundedCatalogue:
         sums = (size + 1) * 2.0**-22
         share = self._loss + 1.05 * ROUNDING + sums
         error = lost * (1 + self._loss) + interests.norm(dim=-1) * share
-        extended = torch.cat([rounded, _round_up(error)[..., None]], dim=-1)
+        extended = torch.cat([rounded, round_up(error)[..., None]], dim=-1)
         columns = extended.permute(2, 1, 0).reshape(size + 1, count * batch)
         for rows in torch.split(self._rows, STRETCH):
             yield (rows @ columns).view(len(rows), count, batch)
@@ -102,13 +102,13 @@ def shortlist(scorer: BoundingScorer, users: Any, k: int, exclude: Tensor | None
     scores = scorer.score_items(users, items.clamp(max=scorer.num_items))
     ruled_out = items > scorer.num_items
     if exclude is not None:
-        ruled_out |= _contained(items, exclude.to(items.device))
+        ruled_out |= contained(items, exclude.to(items.device))
     return items, scores.masked_fill(ruled_out, -torch.inf), highest[:, -1].float()
 
 
 def _block_bounds(scorer: BoundingScorer, users: Any, exclude: Tensor | None) -> Tensor:
     """The highest bound of each block of items, [B, ceil(V / BLOCK)]."""
-    excluded, of_user = _sorted_pairs(exclude)
+    excluded, of_user = sorted_pairs(exclude)
     parts, first = [], 1
     for bounds in scorer.upper_bounds(users):
         items, readers, batch = bounds.shape
@@ -120,7 +120,7 @@ def _block_bounds(scorer: BoundingScorer, users: Any, exclude: Tensor | None) ->
     return torch.cat(parts).T.contiguous()
 
 
-def _sorted_pairs(exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def sorted_pairs(exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """The excluded items in increasing order, and the row of each."""
     if exclude is None:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
@@ -129,7 +129,7 @@ def _sorted_pairs(exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     return items, users[order]
 
 
-def _contained(items: Tensor, exclude: Tensor) -> Tensor:
+def contained(items: Tensor, exclude: Tensor) -> Tensor:
     """Bool [B, M]: whether an item is among those of its row of `exclude` [B, S]."""
     if not exclude.shape[1]:
         return torch.zeros_like(items, dtype=torch.bool)
@@ -138,6 +138,6 @@ def _contained(items: Tensor, exclude: Tensor) -> Tensor:
     return ordered.gather(1, places) == items
 
 
-def _round_up(values: Tensor) -> Tensor:
-    """Bfloat16 values at least as large as these, which are not negative."""
-    return (values * (1 + 2 * ROUNDING)).bfloat16()
+def round_up(values: Tensor) -> Tensor:
+    """Bfloat16 values at least as large as these."""
+    return (values + 2 * ROUNDING * values.abs()).bfloat16()

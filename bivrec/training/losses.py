@@ -7,6 +7,8 @@ product with the target (Eq. 19-20); `best-interest`, each candidate's own neare
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,19 +17,38 @@ LOGITS_PER_CHUNK = 2**20
 """Logits that are held at once: small enough for a processor's cache, large enough for efficient products."""
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """What scores gain where a row's user has had the candidate before, and where that is."""
+
+    bias: Tensor
+    """Scalar, added to these scores."""
+    since: Tensor
+    """[B, C] int32: position of the history of a sequence from which on its user has had the candidate."""
+    sequence: Tensor
+    """[R]: the sequence that a row was read from."""
+    position: Tensor
+    """[R]: the position after which it was read."""
+
+    def had(self, rows: slice) -> Tensor:
+        """Bool [r, C]: whether the users of some rows have had the candidates."""
+        had: Tensor = self.since[self.sequence[rows]] <= self.position[rows].unsqueeze(1)
+        return had
+
+
 def full_softmax_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, left_out: Tensor | None = None
+    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, repeats: Repeats | None = None
 ) -> Tensor:
     """Summed cross-entropy of targets [R], rows of catalogue [V, D], for interests [R, K, D].
 
-    left_out [R, S]: rows of the catalogue that are no negatives of the row; -1 fills up.
     The R x V logits are never held together: each chunk of rows yields its loss and its gradients at once.
     """
     readers = interests
     if scored_by == "target-interest" and interests.shape[1] > 1:
         nearest = (interests @ functional.embedding(targets, catalogue).unsqueeze(-1)).argmax(1)
         readers = interests.gather(1, nearest.unsqueeze(-1).expand(-1, 1, interests.shape[2]))
-    loss: Tensor = _FullSoftmax.apply(readers, targets, catalogue, left_out, scored_by == "all-interests")  # type: ignore[no-untyped-call]
+    bias = readers.new_zeros(()) if repeats is None else repeats.bias
+    loss: Tensor = _FullSoftmax.apply(readers, targets, catalogue, bias, repeats, scored_by == "all-interests")  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -40,44 +61,43 @@ class _FullSoftmax(torch.autograd.Function):
         readers: Tensor,
         targets: Tensor,
         catalogue: Tensor,
-        left_out: Tensor | None,
+        bias: Tensor,
+        repeats: Repeats | None,
         mixture: bool,
     ) -> Tensor:
         reader_gradient = torch.zeros_like(readers)
         catalogue_gradient = torch.zeros_like(catalogue)
         loss = torch.zeros((), device=readers.device)
+        bias_gradient = torch.zeros_like(loss)
         step = max(1, LOGITS_PER_CHUNK // (readers.shape[1] * len(catalogue)))
         for first in range(0, len(readers), step):
             rows = slice(first, first + step)
-            part = _chunk_gradient(
-                readers[rows], targets[rows], catalogue, None if left_out is None else left_out[rows], mixture
-            )
+            had = None if repeats is None else repeats.had(rows).float()
+            part = _chunk_gradient(readers[rows], targets[rows], catalogue, had, bias, mixture)
             loss += part[0]
             reader_gradient[rows] = part[1]
             catalogue_gradient += part[2]
-        ctx.save_for_backward(reader_gradient, catalogue_gradient)
+            bias_gradient += part[3]
+        ctx.save_for_backward(reader_gradient, catalogue_gradient, bias_gradient)
         return loss
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        reader_gradient, catalogue_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return reader_gradient * gradient, None, catalogue_gradient * gradient, None, None
+        reader_gradient, catalogue_gradient, bias_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
+        return reader_gradient * gradient, None, catalogue_gradient * gradient, bias_gradient * gradient, None, None
 
 
 def _chunk_gradient(
-    readers: Tensor, targets: Tensor, catalogue: Tensor, left_out: Tensor | None, mixture: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss of a chunk of rows, and its gradients to the readers [r, k, D] and the catalogue [V, D]."""
+    readers: Tensor, targets: Tensor, catalogue: Tensor, had: Tensor | None, bias: Tensor, mixture: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss of a chunk of rows, and its gradients to the readers [r, k, D], the catalogue [V, D] and the bias."""
     rows, count, width = readers.shape
     row = torch.arange(rows, device=targets.device)
     # In half precision only the products are: exponentials of rounded differences would be off by per cents.
     logits = (readers.flatten(0, 1) @ catalogue.T).float().view(rows, count, -1)
+    if had is not None:
+        logits += (had * bias).unsqueeze(1)
     positives = logits[row, :, targets]
-    if left_out is not None:
-        # Filling points at the target, whose score is put back afterwards.
-        places = torch.where(left_out < 0, targets.unsqueeze(1), left_out).unsqueeze(1)
-        logits.scatter_(2, places.expand(-1, count, -1), -torch.inf)
-        logits[row, :, targets] = positives
     if not mixture:
         own_best = positives.max(1, keepdim=True)
         positives = torch.full_like(positives, -torch.inf).scatter_(1, own_best.indices, own_best.values)
@@ -86,6 +106,10 @@ def _chunk_gradient(
     # Normalising the few rows that are multiplied spares passes over the many logits.
     powers, highest, total = (_mixture_powers if mixture else _best_powers)(logits)
     loss = (total.log() + highest - positive).sum()
+    bias_gradient = torch.zeros_like(loss)
+    if had is not None:
+        expected = (powers.sum(1) * had).sum(1) / total
+        bias_gradient = (expected - had[row, targets]).sum()
     powers = powers.flatten(0, 1).to(readers.dtype)
     own = functional.embedding(targets, catalogue)
     reader_gradient = (powers @ catalogue).view(rows, count, width) / total.view(-1, 1, 1)
@@ -93,7 +117,7 @@ def _chunk_gradient(
     catalogue_gradient = powers.T @ (readers / total.view(-1, 1, 1)).flatten(0, 1)
     catalogue_gradient = catalogue_gradient.to(catalogue.dtype)
     catalogue_gradient.index_add_(0, targets, -(share.unsqueeze(2) * readers).sum(1).to(catalogue.dtype))
-    return loss, reader_gradient, catalogue_gradient
+    return loss, reader_gradient, catalogue_gradient, bias_gradient
 
 
 def _mixture_powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,16 +148,23 @@ def sampled_softmax_loss(
     target_log_inclusion: Tensor,
     candidate_log_inclusion: Tensor,
     scored_by: str,
+    repeats: Repeats | None = None,
+    target_had: Tensor | None = None,
 ) -> Tensor:
     """Summed cross-entropy of each row's target against shared sampled candidates.
 
     interests [R, K, D]; targets [R, D]; candidates [C, D]. left_out [R, C] marks the candidates that are no negatives
     of the row, at least those that are its own target (accidental hits). The logarithms of the probabilities with which
     the targets [R] and the candidates [C] come into the sample are subtracted from the logits (Bengio & Senecal 2008).
+    target_had [R] bool: with `repeats`, whether the row's user has had the target before.
     """
     positive, logits = _score(interests, targets, candidates, scored_by)
     positive = positive.float() - target_log_inclusion
-    logits = (logits.float() - candidate_log_inclusion).masked_fill(left_out, -torch.inf)
+    logits = logits.float() - candidate_log_inclusion
+    if repeats is not None and target_had is not None:
+        positive = positive + target_had * repeats.bias
+        logits = logits + repeats.had(slice(None)) * repeats.bias
+    logits = logits.masked_fill(left_out, -torch.inf)
     return (torch.logaddexp(positive, torch.logsumexp(logits, 1)) - positive).sum()
 
 

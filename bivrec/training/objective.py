@@ -14,7 +14,7 @@ from bivrec.model.items import IdItems
 from bivrec.model.tower import Interests
 from bivrec.training.candidates import Candidates
 from bivrec.training.distributed import gather_rows, mean_over_processes, rank, world_size
-from bivrec.training.losses import full_softmax_loss, sampled_softmax_loss
+from bivrec.training.losses import Repeats, full_softmax_loss, sampled_softmax_loss
 
 SPARSE_ROWS = 100_000
 """Items from which on a sampled softmax gives the ID table a gradient, and an update, of only the rows that it reads.
@@ -67,27 +67,23 @@ class Objective(nn.Module):
         interests = tower.encode_histories(history, mask, batch.positions)
         learnt = batch.targets > 0
         readouts, targets = interests.vectors[learnt], rows.targets[learnt]
-        sequence = learnt.nonzero()[:, 0]
-        own = batch.history if view == "mm" and not self.config.mm_history_negatives else None
+        repeats = self._repeats(view, batch, candidates)
         mixture = tower.config.interest_score == "logsumexp"
         scored_by = "all-interests" if mixture else self.config.negatives_scored_by
         if candidates is None:
-            total = full_softmax_loss(
-                readouts, targets - 1, vectors[1:], scored_by, None if own is None else own[sequence] - 1
-            )
+            total = full_softmax_loss(readouts, targets - 1, vectors[1:], scored_by, repeats)
         else:
             learnt_items = batch.targets[learnt]
-            left_out = learnt_items.unsqueeze(1) == candidates.items
-            if own is not None:
-                left_out |= (own.unsqueeze(2) == candidates.items).any(1)[sequence]
             total = sampled_softmax_loss(
                 readouts,
                 functional.embedding(targets, vectors),
                 functional.embedding(rows.candidates, vectors),
-                left_out=left_out,
+                left_out=learnt_items.unsqueeze(1) == candidates.items,
                 target_log_inclusion=candidates.log_inclusion[learnt_items],
                 candidate_log_inclusion=candidates.log_inclusion[candidates.items],
                 scored_by=scored_by,
+                repeats=repeats,
+                target_had=None if repeats is None else _had_targets(batch, self.model.num_items)[learnt],
             )
         # Slices hold different numbers of targets; each target of the global batch weighs the same.
         losses = {f"loss_{view}": total / batch.mean_targets}
@@ -95,6 +91,18 @@ class Objective(nn.Module):
         if auxiliary is not None:
             losses[f"auxiliary_{view}"] = auxiliary
         return interests, losses
+
+    def _repeats(self, view: str, batch: Batch, candidates: Candidates | None) -> Repeats | None:
+        """What the learnt rows of a batch gain where a candidate is a repeat."""
+        bias = self.model.repeat_bias(view)
+        if bias is None:
+            return None
+        if candidates is None:
+            since = _had_since(batch, torch.arange(1, self.model.num_items + 1, device=batch.history.device))
+        else:
+            since = _had_since(batch, candidates.items)
+        sequence, place = (batch.targets > 0).nonzero(as_tuple=True)
+        return Repeats(bias, since, sequence, batch.positions[place])
 
     def _contrastive(self, id_view: Interests, mm_view: Interests, users: Tensor) -> Tensor:
         cross_view = self.model.cross_view
@@ -114,6 +122,39 @@ class Objective(nn.Module):
 def id_tables(model: nn.Module) -> list[nn.Embedding]:
     """The tables of item vectors in a model."""
     return [part.table for part in model.modules() if isinstance(part, IdItems)]
+
+
+def _had_since(batch: Batch, candidates: Tensor) -> Tensor:
+    """[B, C] int32: position of the history that first has a candidate [C] (items in increasing order).
+
+    -1: it came before the history; N: it never came.
+    """
+    rows, length = batch.history.shape
+    # The last column takes what is no candidate.
+    since = torch.full((rows, len(candidates) + 1), length, dtype=torch.int32, device=candidates.device)
+    position = torch.arange(length, dtype=torch.int32, device=candidates.device).expand(rows, -1)
+    since.scatter_reduce_(1, _columns(batch.history, candidates), position, "amin")
+    row, item = batch.earlier
+    since[row, _columns(item, candidates)] = -1
+    return since[:, :-1]
+
+
+def _columns(items: Tensor, candidates: Tensor) -> Tensor:
+    """Column of each item among the candidates [C], in increasing order; C for those that are none."""
+    column = torch.searchsorted(candidates, items.contiguous())
+    found = candidates[column.clamp(max=len(candidates) - 1)] == items
+    return torch.where(found, column, len(candidates))
+
+
+def _had_targets(batch: Batch, num_items: int) -> Tensor:
+    """Bool [B, T]: whether a target came before."""
+    length = batch.history.shape[1]
+    visible = torch.arange(length, device=batch.history.device) <= batch.positions.unsqueeze(1)
+    recently = ((batch.targets.unsqueeze(2) == batch.history.unsqueeze(1)) & visible).any(2)
+    # One number for a row and an item together.
+    first = torch.arange(len(batch.targets), device=batch.targets.device).unsqueeze(1) * (num_items + 1)
+    row, item = batch.earlier
+    return recently | torch.isin(batch.targets + first, item + row * (num_items + 1))
 
 
 class _Rows:
