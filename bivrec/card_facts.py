@@ -52,7 +52,7 @@ def draw_training_curve(run: Run, folder: Path) -> str | None:
     """Write the picture of the training into a folder; its file name, or None without matplotlib or any evaluation."""
     if importlib.util.find_spec("matplotlib") is None or not any(m["split"] == "validation" for m in run.metrics()):
         return None
-    plot_training(folder / CURVE_FILE, run, "recall@20", f"{run.info.stage} on {run.info.domain['name']}")
+    plot_training(folder / CURVE_FILE, {"": run}, "recall@20", f"{run.info.stage} on {run.info.domain['name']}")
     return CURVE_FILE
 
 

@@ -30,21 +30,43 @@ def plot_comparison(path: Path, results: Mapping[str, Mapping[str, float]], metr
     save_figure(figure, path)
 
 
-def plot_training(path: Path, run: Run, metric: str, title: str) -> None:
-    """The validation metric of a Run's views over optimiser steps, and the step of the best weights; PNG."""
+def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str, view: str = "all") -> None:
+    """The validation metric of Runs over optimiser steps, by name and view; of a single Run, also its best step; PNG.
+
+    view: id, mm, both, or all that a Run has. Raises BivrecError for a Run that lacks the view or the metric.
+    """
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    lines = [line for line in run.metrics() if line["split"] == "validation"]
-    for view in dict.fromkeys(line["view"] for line in lines):
-        points = [line for line in lines if line["view"] == view]
-        axes.plot([p["step"] for p in points], [100 * p[metric] for p in points], marker="o", markersize=3, label=view)
-    axes.axvline(run.progress().best_step, color="#b0b0b0", linestyle="--", linewidth=1, label="best weights")
+    for name, run in runs.items():
+        for of_view, points in _validations(run, metric, view).items():
+            steps, values = zip(*points, strict=True)
+            label = of_view if len(runs) == 1 else f"{name}, {of_view}"
+            axes.plot(steps, [100 * value for value in values], marker="o", markersize=3, label=label)
+        if len(runs) == 1:
+            axes.axvline(run.progress().best_step, color=GREY, linestyle="--", linewidth=1, label="best weights")
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel(f"validation {metric} (%)")
     axes.set_title(title)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
+
+
+def _validations(run: Run, metric: str, view: str) -> dict[str, list[tuple[int, float]]]:
+    """View -> steps and values of a validation metric."""
+    lines = [line for line in run.metrics() if line["split"] == "validation"]
+    if not lines:
+        raise BivrecError(f"{run.path}: not evaluated yet; a Run has points after training.evaluate_every steps")
+    metrics = [name for name in lines[0] if "@" in name]
+    if metric not in metrics:
+        raise BivrecError(f"{run.path}: no validation {metric}; choose one of {', '.join(metrics)}")
+    views = list(dict.fromkeys(line["view"] for line in lines))
+    if view not in ("all", *views):
+        raise BivrecError(f"{run.path}: no view {view}; it has {', '.join(views)}")
+    return {
+        name: [(line["step"], line[metric]) for line in lines if line["view"] == name]
+        for name in (views if view == "all" else [view])
+    }
 
 
 def _colours(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

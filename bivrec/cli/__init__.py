@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
     "compare": ("compare", "Train and evaluate many systems on the same Domains, with significance."),
     "experiment": ("experiment", "Repeat an experiment of the paper: ablation, noise, transfer and others."),
+    "plot": ("plot", "Draw the validation curves of Runs."),
     "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
     "quickstart": ("quickstart", "Run the whole chain on two small synthetic domains."),
 }
