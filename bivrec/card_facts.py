@@ -6,8 +6,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from bivrec.baselines.floors import FLOORS, fit_floor
+from bivrec.baselines.floors import fit_floor
 from bivrec.cards import last_parts
+from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers

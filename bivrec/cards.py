@@ -28,6 +28,7 @@ VIEW_NAMES = {"id": "ID view", "mm": "multimodal view", "both": "both views"}
 FLOOR_NAMES = {
     "popularity": "most popular",
     "item-knn": "item-kNN",
+    "spectral-knn": "spectral kNN",
     "content-knn": "content-kNN",
     "recent-content-knn": "content-kNN, recent items weighted",
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bivrec.baselines.floors import FLOORS
+from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.paper import table1
@@ -19,7 +19,7 @@ from bivrec.tables import tables_of, write_tables
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 MODELS = (*FLOORS, *SYSTEMS)
 NOTES = (
-    "popularity, item-knn and the content-knn floors need no training.",
+    "popularity, item-knn, spectral-knn and the content-knn floors need no training.",
     "bivrec-id, bivrec-mm and bivrec (both views) are one training.",
     "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget.",
 )

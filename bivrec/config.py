@@ -21,6 +21,8 @@ from bivrec.errors import BivrecError
 
 MODALITIES = ("text", "image")
 VIEWS = ("id", "mm")
+FLOORS = ("popularity", "item-knn", "spectral-knn", "content-knn", "recent-content-knn")
+"""What ranks without training, which a trained model has to beat."""
 MOST_STAGES = 64
 """Scales, or clustering stages, of a model. Like the greatest values below, far beyond any use: a configuration
 that was taken from anywhere must not ask for more modules than fit into memory."""
@@ -164,6 +166,11 @@ class TrainingConfig:
         None, "positions of a sequence that are targets in a step (null: all; a history readout has one)", low=1
     )
     min_history: int = _setting(1, "fewest items before a training target", low=1)
+    id_init: str = _setting(
+        "random",
+        "initial rows of the ID table: random, or spectral: near to each other where the same users had the items",
+        choices=("random", "spectral"),
+    )
     optimizer: str = _setting("adamw", "optimiser", choices=("adam", "adamw"))
     learning_rate: float = _setting(1e-3, "peak learning rate", low=0.0)
     tower_learning_rate: float | None = _setting(

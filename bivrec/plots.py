@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bivrec.baselines.floors import FLOORS
+from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
 from bivrec.files import new_file
 from bivrec.training.run import Run

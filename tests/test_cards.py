@@ -20,10 +20,10 @@ from PIL import Image
 from stages import bivrec, config, new_run, untrained
 
 from bivrec.artefact import Tower
-from bivrec.baselines.floors import FLOORS
 from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import FLOOR_NAMES, TEMPLATES, VIEW_NAMES, domain_card, model_card, neutral_command
 from bivrec.cli import main
+from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import zero_shot_model

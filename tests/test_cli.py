@@ -198,9 +198,7 @@ def test_a_long_list_finds_everything(chain: Path) -> None:
 def test_removing_what_was_seen_only_helps_without_repeats(chain: Path) -> None:
     """No user of the synthetic world has an item twice, which the finetuned model has learnt."""
     options = ("--from-hub", chain / "tower", "--run", chain / "finetuned", "--view", "both")
-    kept, removed = (
-        list(evaluated(chain, *options, *more)["results"].values()) for more in ((), ("--remove-seen",))
-    )
+    kept, removed = (list(evaluated(chain, *options, *more)["results"].values()) for more in ((), ("--remove-seen",)))
     assert kept[0] != removed[0]
     assert removed[0]["recall@20"] >= kept[0]["recall@20"]
     assert kept[1] == removed[1]

@@ -293,8 +293,8 @@ def test_under_accelerate_launch_it_refuses(target: Domain, tmp_path: Path, monk
 
 def test_models_that_fit(small_domain: Domain, target: Domain) -> None:
     bare = [entry.name for entry in comparison([small_domain]).entries]
-    assert bare[:2] == ["popularity", "item-knn"]
-    assert set(bare[2:]) == {name for name, system in SYSTEMS.items() if not system.needs_features}
+    assert bare[:3] == ["popularity", "item-knn", "spectral-knn"]
+    assert set(bare[3:]) == {name for name, system in SYSTEMS.items() if not system.needs_features}
     assert {entry.name for entry in comparison([target]).entries} >= {*SYSTEMS, "content-knn"}
 
 

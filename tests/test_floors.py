@@ -11,6 +11,7 @@ import torch
 from bivrec.baselines.content_knn import ContentKNN
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
+from bivrec.baselines.spectral import spectral_vectors
 from bivrec.data.domain import Sequences
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, top_k
@@ -48,6 +49,36 @@ def test_popularity_counts_training_users_and_ties_go_to_the_lower_index():
     assert scores_of(scorer, [5]).tolist() == [2, 1, 2, 1, 0]
     items, _ = top_k(scorer, torch.zeros(2, 0, dtype=torch.int64), 5)
     assert items.tolist() == [[1, 3, 2, 4, 5]] * 2
+
+
+def slow_spectral_vectors(rows, num_items, size):
+    """V times S of the singular value decomposition of the normalised matrix, in float64."""
+    matrix = np.zeros((len(rows), num_items + 1))
+    for user, items in enumerate(rows):
+        matrix[user, items] = 1
+    users, items = (matrix.sum(axis, keepdims=True).clip(1) for axis in (1, 0))
+    _, values, rows_of_v = np.linalg.svd(matrix / np.sqrt(users * items), full_matrices=False)
+    vectors = (values[:, None] * rows_of_v)[:size].T
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+
+
+@pytest.mark.parametrize("size", [4, 12, 40])
+def test_spectral_vectors_are_those_of_the_decomposition(size):
+    """Up to a rotation, so their products are compared; with more dimensions than users, the rest is zero."""
+    generator = np.random.default_rng(1)
+    blocks = [range(1, 11), range(8, 20), range(15, 30)]
+    rows = [generator.choice(blocks[user % 3], 6, replace=False).tolist() for user in range(30)]
+    rows[0] += rows[0][:2]
+    vectors = spectral_vectors(StandIn(31, train=sequences_of(rows)), size)
+    assert vectors.shape == (32, size)
+    assert not vectors[[0, 30, 31]].any(), "padding, and items that nobody had"
+    expected = slow_spectral_vectors(rows, 31, size)
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=2e-3)
+
+
+def test_spectral_vectors_are_drawn_from_the_seed():
+    domain = StandIn(6, train=sequences_of([[1, 2, 3], [2, 3, 4], [5, 6], [1, 5]]))
+    assert spectral_vectors(domain, 3, 1).equal(spectral_vectors(domain, 3, 1))
 
 
 @pytest.fixture(scope="module")

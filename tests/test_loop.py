@@ -11,6 +11,7 @@ import pytest
 import torch
 from stages import NOISELESS, config, interrupt_at, same, settings, train_losses, weights
 
+from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
@@ -27,7 +28,7 @@ RESUMED: dict[str, dict[str, dict[str, Any]]] = {
     "prefix": {"model": PREFIX, "training": {"targets_per_sequence": 3}},
     "sampled": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2}},
     "sparse table": {"objective": SAMPLED, "training": {"views": ["id"], "accumulate": 2, "weight_decay": 0.1}},
-    "repeats": {"model": {"repeat_bias": True, "id_items": "ids+features"}},
+    "repeats": {"model": {"repeat_bias": True, "id_items": "ids+features"}, "training": {"id_init": "spectral"}},
     "scheduled": {"training": {"views": ["mm"], "schedule": "cosine", "warmup_steps": 4, "optimizer": "adam"}},
 }
 
@@ -228,6 +229,24 @@ def test_the_repeat_bias_follows_the_domain(source: Domain, tmp_path: Path) -> N
             with_steps(30, 30, model={"repeat_bias": True}, objective={"candidates": candidates}),
         )
         assert (weights(run)["repeats"] < -0.05).all()
+
+
+def test_a_spectral_id_table_begins_with_the_neighbours(source: Domain, tmp_path: Path) -> None:
+    """And its rows are as long as random ones, on average."""
+    random, spectral = (
+        weights(
+            pretrain(
+                source,
+                tmp_path / init,
+                with_steps(1, 1, training={"id_init": init, "learning_rate": 0.0, "views": ["id"]}),
+            )
+        )["towers.id.items.table.weight"][1:]
+        for init in ("random", "spectral")
+    )
+    had = spectral_vectors(source, random.shape[1])[1:]
+    known = had.any(1)
+    torch.testing.assert_close(spectral[known] @ had[known].T / random.norm(dim=1).mean(), had[known] @ had[known].T)
+    assert spectral[~known].equal(random[~known])
 
 
 def test_the_seed_decides_everything(source: Domain, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from bivrec.baselines.content_knn import ContentKNN
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
+from bivrec.baselines.spectral import spectral_vectors
+from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 
-FLOORS = ("popularity", "item-knn", "content-knn", "recent-content-knn")
 RECENT_DECAY = 0.4
+SPECTRAL_SIZE = 256
 
 
 def fit_floor(name: str, domain: Domain) -> Scorer:
@@ -19,6 +21,8 @@ def fit_floor(name: str, domain: Domain) -> Scorer:
         return Popularity.fit(domain)
     if name == "item-knn":
         return ItemKNN.fit(domain)
+    if name == "spectral-knn":
+        return ContentKNN(spectral_vectors(domain, SPECTRAL_SIZE))
     if name in ("content-knn", "recent-content-knn"):
         decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
         return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)

@@ -8,11 +8,12 @@ import click
 
 from bivrec.cli.options import FOLDER, set_option
 from bivrec.cli.studies import carry_out, comma_list, study_options
+from bivrec.config import FLOORS
 from bivrec.systems import SYSTEMS
 
 MODELS_HELP = (
-    "Models, with commas or the option again: popularity, item-knn, content-knn, recent-content-knn, "
-    f"{', '.join(SYSTEMS)}.  [default: all that the features of the Domains allow]"
+    f"Models, with commas or the option again: {', '.join((*FLOORS, *SYSTEMS))}.  "
+    "[default: all that the features of the Domains allow]"
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, results_table
+from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
 
 
@@ -17,7 +18,7 @@ from bivrec.errors import BivrecError
 @click.option("--from-hub", "sources", metavar="MODEL", multiple=True,
               help="A published tower or joint model, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
 @click.option("--floor", "floors", multiple=True, help="A method without training; repeatable.",
-              type=click.Choice(["popularity", "item-knn", "content-knn", "recent-content-knn"]))  # fmt: skip
+              type=click.Choice(FLOORS))  # fmt: skip
 @click.option("--zero-shot", is_flag=True, help="Use the tower alone on a DOMAIN that it was not trained on.")
 @click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")

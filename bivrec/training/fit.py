@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
@@ -28,6 +29,7 @@ from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
 from bivrec.training.loop import Trainer, make_accelerator
+from bivrec.training.objective import id_tables
 from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record
 
 RESULT_KS = (10, 20, 50)
@@ -58,6 +60,8 @@ def fit(
     accelerator = make_accelerator(str(path), tracker)
     set_seed(config.training.seed)
     model = make_model().to(accelerator.device)
+    if config.training.id_init == "spectral" and not resume:
+        _start_from_spectrum(model, domain, config.training.seed)
     trainer = Trainer(model, domain, config, accelerator, pretrained)
     # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
     if accelerator.is_main_process and not resume:
@@ -78,6 +82,15 @@ def fit(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
+
+
+@torch.no_grad()
+def _start_from_spectrum(model: BiVRec, domain: Domain, seed: int) -> None:
+    """Give items of the ID table spectral vectors, as long as random ones; those that no user had keep theirs."""
+    for table in id_tables(model):
+        vectors = spectral_vectors(domain, table.embedding_dim, seed).to(table.weight)
+        known = vectors.any(1)
+        table.weight[known] = vectors[known] * table.weight[1:].norm(dim=1).mean()
 
 
 def evaluate_views(model: BiVRec, domain: Domain, accelerator: Accelerator) -> dict[str, dict[str, float]]:
