@@ -33,6 +33,7 @@ FLOOR_NAMES = {
     "recent-content-knn": "content-kNN, recent items weighted",
 }
 DROPPED_NAMES = {
+    "outside_period": "interactions outside of the set's period",
     "duplicate_interactions": "repeated interactions",
     "k_core_users": "users by the k-core",
     "k_core_items": "items by the k-core",

@@ -86,6 +86,25 @@ def amazon(
 
 
 @prepare.command()
+@click.argument("path", type=FOLDER)
+@click.option("--behaviour", "behaviours", type=click.Choice(["pv", "buy", "cart", "fav"]), multiple=True,
+              default=("pv",), help="Rows that are interactions; repeatable.")  # fmt: skip
+@_domain_options
+def taobao(
+    path: Path, behaviours: tuple[str, ...], to: Path, name: str | None, k_core: int, seed: int, overwrite: bool
+) -> None:
+    """Prepare Taobao's UserBehavior: the file (.csv, .csv.zip, .csv.gz) or its folder. Items have no texts.
+
+    Rows outside of the set's nine days (25 November to 3 December 2017) are left out and counted.
+    """
+    from bivrec.data.prepare import prepare
+    from bivrec.data.taobao import read_taobao
+
+    raw = read_taobao(path, behaviours=behaviours)
+    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+
+
+@prepare.command()
 @click.option("--interactions", required=True, type=FOLDER, help="Table of interactions: a file, or a folder of parts.")
 @click.option("--items", type=FOLDER, help="Table of items: a file, or a folder of parts.")
 @images_option
@@ -175,6 +194,8 @@ def _report(domain: Domain) -> None:
         f"{dropped['k_core_interactions']:,} interactions; "
         f"{dropped['items_without_interactions']:,} items without interactions"
     )
+    if "outside_period" in dropped:
+        click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
     click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")
     if info.items_not_listed:
         click.echo(f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -130,9 +130,11 @@ def read_delimited(
     required: Sequence[str],
     delimiter: str,
     names: Sequence[str] | None = None,
+    stream: IO[bytes] | None = None,
 ) -> pa.Table:
     """The columns of `types` that a delimited file has; `names` are those of a file without a header.
 
+    stream: the content of such a file, where it is to be read from elsewhere than `path`.
     Raises BivrecError if the file cannot be read, a required column is missing, or a value is of the wrong kind.
     """
     read = pa_csv.ReadOptions(use_threads=False, column_names=names)
@@ -145,7 +147,7 @@ def read_delimited(
         include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
     )
     with _faults_of(path):
-        table = pa_csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
+        table = pa_csv.read_csv(stream or path, read_options=read, parse_options=parse, convert_options=convert)
     return _checked(path, table, types, first_row=1 if names else 2)
 
 

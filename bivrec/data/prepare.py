@@ -70,7 +70,12 @@ def prepare(
         num_items=len(items),
         users={split: len(part) for split, part in sequences.items()},
         interactions={split: len(part.items) for split, part in sequences.items()},
-        dropped=dropped | {"items_without_interactions": _num_only_listed(raw), "images_not_found": images_not_found},
+        dropped={
+            **raw.dropped,
+            **dropped,
+            "items_without_interactions": _num_only_listed(raw),
+            "images_not_found": images_not_found,
+        },
         items_not_listed=not_listed,
         missing={name: items[name].null_count for name in MODALITIES},
         features={},

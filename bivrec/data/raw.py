@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,6 +36,8 @@ class RawData:
     """Folder or tar in which the images lie."""
     splits: np.ndarray | None = None
     """int8 [len(user_ids)]: position in SPLITS, if the source splits the users itself."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> number of interactions of the files that the reader left out."""
 
 
 def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
