@@ -18,6 +18,7 @@ COMMANDS = {
     "publish-domain": ("publish_domain", "Publish a Domain as a data set, to a folder or the Hugging Face Hub."),
     "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
+    "recommend": ("recommend", "Recommend items to the users of a Domain, or to others."),
     "compare": ("compare", "Train and evaluate many systems on the same Domains, with significance."),
     "experiment": ("experiment", "Repeat an experiment of the paper: ablation, noise, transfer and others."),
     "plot": ("plot", "Draw the validation curves of Runs."),

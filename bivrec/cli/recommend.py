@@ -1,0 +1,139 @@
+"""bivrec recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
+from bivrec.errors import BivrecError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bivrec.data.domain import Domain, Sequences
+    from bivrec.evaluation.ranking import Scorer
+
+SPLIT_CHOICES = ("train", "validation", "test")
+RECENT = 10
+"""Items of a history that are printed."""
+
+
+@click.command()
+@click.argument("domain", type=DOMAIN)
+@click.option("--run", type=FOLDER, help="The Run whose model recommends.")
+@click.option("--from-hub", "source", metavar="MODEL",
+              help="Instead, a published tower or joint model, ORG/NAME[@revision] or a folder.")  # fmt: skip
+@click.option("--zero-shot", is_flag=True, help="Use the tower alone on a DOMAIN that it was not trained on.")
+@click.option("--view", type=click.Choice(["id", "mm", "both"]), default="both",
+              help="View of the model; both of a model with one view is that view.")  # fmt: skip
+@click.option("--to", type=FOLDER, metavar="FILE", help="File to write: .parquet, .csv or .jsonl.")
+@click.option("--user", "user_ids", metavar="ID", multiple=True,
+              help="Only this user, of whatever split; repeatable. Without --to, the list is printed.")  # fmt: skip
+@click.option("--split", type=click.Choice(SPLIT_CHOICES), help="Users of DOMAIN.  [default: test]")
+@click.option("--history", type=FOLDER, metavar="FILE",
+              help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
+@click.option("--user-column", default="user_id", help="User ids, in the history.")
+@click.option("--item-column", default="item_id", help="Item ids, in the history.")
+@click.option(
+    "--timestamp-column",
+    default="timestamp",
+    help="Times, in the history; if it has none, its rows are in order.",
+)
+@click.option("--k", default=20, type=click.IntRange(min=1), help="Items for each user.")
+@click.option("--remove-seen/--keep-seen", default=True, help="Whether to leave out the items of a user's history.")
+@click.option("--titles", is_flag=True, help="Also write the titles of the items.")
+@overwrite_option
+def recommend(
+    domain: Path | str,
+    run: Path | None,
+    source: str | None,
+    zero_shot: bool,
+    view: str,
+    to: Path | None,
+    user_ids: tuple[str, ...],
+    split: str | None,
+    history: Path | None,
+    k: int,
+    remove_seen: bool,
+    titles: bool,
+    overwrite: bool,
+    **columns: str,
+) -> None:
+    """Recommend items of DOMAIN to its users, or to others with a history of such items.
+
+    The whole history of a user is read, where `bivrec evaluate` holds the last 20 % out. A file has one row for each
+    user and item: user_id, rank, item_id, score. Scores compare the items of one user, not users.
+    """
+    from bivrec.data.domain import Domain
+    from bivrec.recommend import check_output, write_recommendations
+    from bivrec.recommend import recommend as ranked
+
+    if (run is None) == (source is None):
+        raise BivrecError("expected one model: give --run or --from-hub")
+    if to is None and not user_ids:
+        raise BivrecError("nowhere to write: give --to FILE, or --user ID to print the list of a user")
+    if split and (user_ids or history):
+        raise BivrecError("--split: every user of a split is asked; leave it out beside --user and --history")
+    user_ids = tuple(dict.fromkeys(user_ids))
+    if to is not None:
+        check_output(to, overwrite=overwrite)
+    opened = Domain.open(domain)
+    users = _users(opened, split or "test", user_ids, history, columns)
+    name, scorer = _scorer(opened, run, source, view, zero_shot)
+    tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles or to is None, user_chunk=256)
+    if to is not None:
+        written = write_recommendations(to, tables, overwrite=overwrite)
+        click.echo(f"{to}: {written:,} recommendations of {name} to {len(users):,} users of {opened.name}")
+        return
+    _print_lists(opened, users, [row for table in tables for row in table.to_pylist()])
+
+
+def _users(
+    domain: Domain, split: str, user_ids: Sequence[str], history: Path | None, columns: dict[str, Any]
+) -> Sequences:
+    from bivrec.data.histories import find_users, read_histories, users_of_domain
+    from bivrec.data.tables import Columns
+
+    if history is None:
+        return users_of_domain(domain, user_ids) if user_ids else domain.sequences(split)
+    names = {option.removesuffix("_column"): column for option, column in columns.items()}
+    read = read_histories(history, domain, Columns(**names))
+    if read.unknown_items:
+        click.echo(
+            f"Warning: {read.unknown_item}; left out {read.unknown_items:,} such interactions, and "
+            f"{read.unknown_users:,} users who have no others",
+            err=True,
+        )
+    return find_users([read.users], user_ids, str(history)) if user_ids else read.users
+
+
+def _scorer(domain: Domain, run: Path | None, source: str | None, view: str, zero_shot: bool) -> tuple[str, Scorer]:
+    from bivrec.scorers import named_scorers
+
+    runs, published = [run] if run else [], [source] if source else []
+    name, scorer = next(named_scorers(domain, runs, published, view=view, zero_shot=zero_shot))
+    if view == "id" and not name.endswith(" id"):
+        raise BivrecError(f"{name}: --view id: a tower has only the multimodal view, mm")
+    return name, scorer
+
+
+def _print_lists(domain: Domain, users: Sequences, rows: Sequence[dict[str, Any]]) -> None:
+    catalogue: pa.Table = domain.item_table().data.table
+    for place, user in enumerate(users.user_ids):
+        history = users[place]
+        click.echo(f"user {user}: {len(history):,} interactions, the most recent:")
+        for item in history[-RECENT:].tolist():
+            click.echo(_line("", catalogue["item_id"][item - 1].as_py(), catalogue["title"][item - 1].as_py()))
+        click.echo("recommended:")
+        for row in rows:
+            if row["user_id"] == user:
+                click.echo(_line(f"{row['rank']:>3}  {row['score']:>9.4f}", row["item_id"], row["title"]))
+
+
+def _line(start: str, item_id: str, title: str | None) -> str:
+    """Aligned for a terminal."""
+    return f"{start:<14}  {item_id:<12}  {' '.join((title or '').split())[:90]}".rstrip()
