@@ -61,6 +61,21 @@ AMAZON = Terms(
     ),
     restricted="Amazon's review sets are for research and give no right to redistribute texts and images",
 )
+TAOBAO = Terms(
+    source="UserBehavior (Alibaba, Tianchi data set 649)",
+    text=(
+        "Alibaba gives the set out for research on recommendation; its page on Tianchi says under which licence. Read "
+        "it before you pass on the data, or use it, or anything made of it, commercially."
+    ),
+    license="other",
+    license_name="taobao-userbehavior",
+    license_link="https://tianchi.aliyun.com/dataset/649",
+    citations=(
+        "Han Zhu et al. 2018. Learning Tree-based Deep Model for Recommender Systems. KDD. "
+        "https://arxiv.org/abs/1801.02294",
+    ),
+    restricted="Taobao's UserBehavior is for research, under the licence of its page on Tianchi",
+)
 SYNTHETIC = Terms(
     source="invented by `bivrec prepare synthetic`",
     text="The data is invented: there are no terms, and no person behind a user.",
@@ -74,7 +89,7 @@ UNKNOWN = Terms(
     ),
     license="unknown",
 )
-_BY_READER = {"movielens": MOVIELENS, "amazon": AMAZON, "synthetic": SYNTHETIC}
+_BY_READER = {"movielens": MOVIELENS, "amazon": AMAZON, "taobao": TAOBAO, "synthetic": SYNTHETIC}
 
 
 def terms_of(source: Mapping[str, Any] | None, name: str) -> Terms:

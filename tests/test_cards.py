@@ -123,6 +123,7 @@ def test_any_name_gives_metadata_that_parse(artefact: Tower, name: str, kind: st
         ({"reader": "tables"}, "ml-1m", ("other", "movielens")),
         (None, "ML-25M", ("other", "movielens")),
         ({"reader": "amazon"}, "baby", ("other", "amazon-reviews")),
+        ({"reader": "taobao"}, "clicks", ("other", "taobao-userbehavior")),
         ({"reader": "synthetic"}, "source", ("apache-2.0", None)),
         ({"reader": "tables"}, "shop", ("unknown", None)),
         (None, "shop", ("unknown", None)),
