@@ -64,17 +64,25 @@ def test_sampling(tmp_path: Path) -> None:
     assert [row["batches"] for row in rows] == ["DataLoader", "bivrec, one target", "bivrec, 20 targets"]
 
 
-def test_prepare(tmp_path: Path) -> None:
-    rows = rows_of(prepare.main, tmp_path, "--rows", 5000)
+@pytest.mark.parametrize("source", prepare.SOURCES)
+def test_prepare(tmp_path: Path, source: str) -> None:
+    rows = rows_of(prepare.main, tmp_path, "--source", source, "--rows", 5000)
     assert [row["rows"] for row in rows] == [5000]
 
 
-def test_every_rating_that_is_written_is_prepared(tmp_path: Path) -> None:
-    prepare.write_ratings(tmp_path, 5000)
-    prepare.ours(tmp_path)
+@pytest.mark.parametrize("name", prepare.SOURCES)
+def test_every_row_that_is_written_is_prepared(tmp_path: Path, name: str) -> None:
+    source = prepare.SOURCES[name]
+    source.write(tmp_path, 20_000)
+    rows = (tmp_path / source.file).read_text().splitlines()
+    written = sum("pv" in row for row in rows) if name == "taobao" else len(rows) - 1
+    source.ours(tmp_path)
     domain = Domain.open(tmp_path / "domain")
     kept = sum(len(domain.sequences(split).items) for split in SPLITS)
-    assert kept + domain.info.dropped["duplicate_interactions"] + domain.info.dropped["k_core_interactions"] == 5000
+    dropped = domain.info.dropped
+    reasons = ("outside_period", "duplicate_interactions", "k_core_interactions")
+    assert kept + sum(dropped.get(reason, 0) for reason in reasons) == written
+    assert kept > 1000
 
 
 def test_encode(tmp_path: Path) -> None:
