@@ -152,6 +152,12 @@ def test_parts_do_not_change_the_lists(source: Domain, pretrained: Run) -> None:
     assert_same(parts, whole)
 
 
+def test_nobody_to_recommend_to(source: Domain) -> None:
+    nothing = np.zeros(0, np.int32)
+    with pytest.raises(BivrecError, match="source: no users to recommend to"):
+        recommend(source, Counting(), Sequences(np.zeros(1, np.int64), nothing, nothing, []))
+
+
 def test_no_file_is_left_half_written(tmp_path: Path) -> None:
     def broken() -> Iterator[pa.Table]:
         yield pa.table({"user_id": ["a"] * 200_000})
@@ -213,14 +219,22 @@ def test_a_file_of_histories_gives_what_the_domain_gives(model: list[object], so
     assert_same(new, {f"new-{user}": items for user, items in known.items()})
 
 
-def test_without_timestamps_the_rows_are_in_order(model: list[object], source: Domain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_without_timestamps_the_rows_are_in_order(
+    model: list[object], source: Domain, tmp_path: Path, suffix: str
+) -> None:
     table = interactions(source, "test").sort_by("timestamp")
+    history = tmp_path / f"h.{suffix}"
     lists = []
     for name, own in (("timed", table), ("rows", table.select(["user_id", "item_id"]))):
-        pq.write_table(own.rename_columns(["who", "what", "when"][: own.num_columns]), tmp_path / "h.parquet")
+        renamed = own.rename_columns(["who", "what", "when"][: own.num_columns])
+        if suffix == "parquet":
+            pq.write_table(renamed, history)
+        else:
+            history.write_text("".join(json.dumps(row) + "\n" for row in renamed.to_pylist()))
         columns = ("--user-column", "who", "--item-column", "what", "--timestamp-column", "when")
         out = tmp_path / f"{name}.parquet"
-        succeed("recommend", *model, "--history", tmp_path / "h.parquet", *columns, "--to", out, "--k", 3)
+        succeed("recommend", *model, "--history", history, *columns, "--to", out, "--k", 3)
         lists.append(lists_of(read(out)))
     assert_same(*lists)
 

@@ -60,7 +60,7 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Transferable multimodal sequential recommendation (BiVRec, arXiv 2402.17334).
 
-    Raw data -> prepare -> encode -> pretrain -> publish -> finetune --from-hub -> evaluate.
+    Raw data -> prepare -> encode -> pretrain -> publish -> finetune --from-hub -> evaluate, recommend.
 
     DOMAIN is a folder that `prepare` made, or hub:ORG/NAME[@REVISION] on the Hugging Face Hub.
     """

@@ -179,7 +179,11 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
         chunks.append(pa.table(columns, names=list(types)))
     if not chunks:
         raise BivrecError(f"{path}: the file is empty")
-    return _checked(path, pa.concat_tables(chunks), types, first_row=1)
+    table = pa.concat_tables(chunks)
+    # An id or a timestamp must not be empty, but an optional one may be absent from every row.
+    absent = {name for name, kind in types.items() if kind != TEXT and table[name].null_count == len(table)}
+    types = {name: kind for name, kind in types.items() if name in required or name not in absent}
+    return _checked(path, table, types, first_row=1)
 
 
 def _json_column(values: list[Any], kind: pa.DataType) -> pa.Array:
