@@ -84,7 +84,7 @@ def recommend(
     opened = Domain.open(domain)
     users = _users(opened, split or "test", user_ids, history, columns)
     name, scorer = _scorer(opened, run, source, view, zero_shot)
-    tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles or to is None, user_chunk=256)
+    tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles or to is None)
     if to is not None:
         written = write_recommendations(to, tables, overwrite=overwrite)
         click.echo(f"{to}: {written:,} recommendations of {name} to {len(users):,} users of {opened.name}")

@@ -134,18 +134,21 @@ def _stable_order(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
         span = int(timestamps.max()) - earliest + 1
         if (int(users.max()) + 1) * span <= 2**63 - 1:
             # One sort of one number is several times faster than lexsort's two.
-            return np.argsort(users * np.int64(span) + (timestamps - earliest), kind="stable")
+            key = users * np.int64(span)
+            key += timestamps
+            key -= earliest
+            return np.argsort(key, kind="stable")
     return np.lexsort((timestamps, users))
 
 
 def _repeated(log: _Log) -> np.ndarray:
     """Bool [n]: rows whose user, item and timestamp occurred in an earlier row."""
-    same_as_previous = (log.users[1:] == log.users[:-1]) & (log.timestamps[1:] == log.timestamps[:-1])
-    tied = np.zeros(len(log), bool)
-    tied[1:] |= same_as_previous
-    tied[:-1] |= same_as_previous
+    same_as_previous = np.zeros(len(log), bool)
+    same_as_previous[1:] = (log.users[1:] == log.users[:-1]) & (log.timestamps[1:] == log.timestamps[:-1])
+    tied = same_as_previous.copy()
+    tied[:-1] |= same_as_previous[1:]
     rows = np.flatnonzero(tied)
-    moment = np.cumsum(np.concatenate([[True], ~same_as_previous]))[rows]
+    moment = np.cumsum(~same_as_previous[rows])
     order = np.lexsort((log.items[rows], moment))
     again = (np.diff(moment[order]) == 0) & (np.diff(log.items[rows][order]) == 0)
     repeated = np.zeros(len(log), bool)
