@@ -6,6 +6,7 @@ from tiny_models import randomised
 from torch import Tensor
 
 from bivrec.model.attention import GaussianAttention, TransformerLayer
+from bivrec.model.packing import Packing
 
 WIDTH = 8
 GAUSSIANS = ["product", "bias", "none"]
@@ -33,6 +34,12 @@ def squared_distance(position: Tensor) -> Tensor:
 
 def everyone_sees(mask: Tensor) -> Tensor:
     return mask.unsqueeze(1).expand(-1, mask.shape[1], -1)
+
+
+def apply(layer: torch.nn.Module, tokens: Tensor, visible: Tensor, squared_distance: Tensor) -> Tensor:
+    """A layer's result [B, M, D] for tokens that are all real, and thus one group."""
+    packing = Packing(torch.ones(tokens.shape[:2], dtype=torch.bool))
+    return packing.unpack(layer(packing.pack(tokens), packing, [visible], [squared_distance]))
 
 
 def slow_attention(layer: GaussianAttention, tokens: Tensor, mask: Tensor, position: Tensor) -> dict[int, Tensor]:
@@ -69,7 +76,7 @@ def test_attention_follows_the_equations(
     gaussian: str, num_heads: int, tokens: Tensor, mask: Tensor, position: Tensor
 ) -> None:
     layer = randomised(GaussianAttention(WIDTH, num_heads, 0.0, gaussian))
-    mixed = layer(tokens, everyone_sees(mask), squared_distance(position))
+    mixed = apply(layer, tokens, everyone_sees(mask), squared_distance(position))
     for row in range(len(tokens)):
         for place, expected in slow_attention(layer, tokens[row], mask[row], position[row]).items():
             torch.testing.assert_close(mixed[row, place], expected)
@@ -80,17 +87,17 @@ def test_a_token_that_is_not_visible_has_no_influence(
     gaussian: str, tokens: Tensor, mask: Tensor, position: Tensor
 ) -> None:
     layer = randomised(GaussianAttention(WIDTH, 2, 0.0, gaussian))
-    expected = layer(tokens, everyone_sees(mask), squared_distance(position))[mask]
+    expected = apply(layer, tokens, everyone_sees(mask), squared_distance(position))[mask]
     others = tokens.masked_fill(~mask.unsqueeze(-1), 100.0)
     elsewhere = position.masked_fill(~mask, 55.0)
-    torch.testing.assert_close(layer(others, everyone_sees(mask), squared_distance(elsewhere))[mask], expected)
+    torch.testing.assert_close(apply(layer, others, everyone_sees(mask), squared_distance(elsewhere))[mask], expected)
 
 
 @pytest.mark.parametrize("gaussian", GAUSSIANS)
 def test_a_token_that_sees_nothing_is_harmless(gaussian: str, tokens: Tensor, mask: Tensor, position: Tensor) -> None:
     layer = randomised(GaussianAttention(WIDTH, 2, 0.0, gaussian))
     visible = everyone_sees(mask) & mask.unsqueeze(2)
-    mixed = layer(tokens, visible, squared_distance(position))
+    mixed = apply(layer, tokens, visible, squared_distance(position))
     assert mixed.isfinite().all()
     mixed[mask].sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
@@ -99,11 +106,11 @@ def test_a_token_that_sees_nothing_is_harmless(gaussian: str, tokens: Tensor, ma
 @pytest.mark.parametrize("gaussian", ["product", "bias"])
 def test_sigma_is_trained_and_stays_positive(gaussian: str, tokens: Tensor, mask: Tensor, position: Tensor) -> None:
     layer = randomised(GaussianAttention(WIDTH, 2, 0.0, gaussian))
-    layer(tokens, everyone_sees(mask), squared_distance(position)).square().sum().backward()
+    apply(layer, tokens, everyone_sees(mask), squared_distance(position)).square().sum().backward()
     assert layer.log_sigma.grad.abs() > 1e-6
     with torch.no_grad():
         layer.log_sigma -= 5.0
-    assert layer(tokens, everyone_sees(mask), squared_distance(position)).isfinite().all()
+    assert apply(layer, tokens, everyone_sees(mask), squared_distance(position)).isfinite().all()
 
 
 def test_plain_attention_has_no_sigma() -> None:
@@ -122,7 +129,7 @@ def test_a_layer_is_pre_norm_with_two_residuals(gaussian: str, tokens: Tensor, m
     layer = randomised(TransformerLayer(WIDTH, 2, 0.3, gaussian)).eval()
     widen, _, narrow = layer.mlp
     assert widen.out_features == 4 * WIDTH
-    found = layer(tokens, everyone_sees(mask), squared_distance(position))
+    found = apply(layer, tokens, everyone_sees(mask), squared_distance(position))
     for row in range(len(tokens)):
         normed = torch.stack([normalised(token, layer.attention_norm) for token in tokens[row]])
         for place, mixed in slow_attention(layer.attention, normed, mask[row], position[row]).items():
@@ -135,5 +142,5 @@ def test_a_layer_is_pre_norm_with_two_residuals(gaussian: str, tokens: Tensor, m
 def test_dropout_acts_in_training_alone(gaussian: str, tokens: Tensor, mask: Tensor, position: Tensor) -> None:
     layer = randomised(GaussianAttention(WIDTH, 2, 0.5, gaussian))
     inputs = (tokens, everyone_sees(mask), squared_distance(position))
-    assert not torch.equal(layer.train()(*inputs), layer(*inputs))
-    assert torch.equal(layer.eval()(*inputs), layer(*inputs))
+    assert not torch.equal(apply(layer.train(), *inputs), apply(layer, *inputs))
+    assert torch.equal(apply(layer.eval(), *inputs), apply(layer, *inputs))

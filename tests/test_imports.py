@@ -34,10 +34,11 @@ MAY_IMPORT = {
     "evaluation.metrics": (),
     "evaluation.shortlist": (),
     "training.losses": (),
-    "model.attention": ("model.dropout",),
+    "model.attention": ("model.dropout", "model.packing"),
     "model.clustering": (),
     "model.cross_view": (),
     "model.multi_scale": (),
+    "model.packing": (),
 }
 """Module or package of bivrec -> the others that it may import; a longer name goes before a shorter one.
 

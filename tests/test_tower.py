@@ -90,6 +90,15 @@ def test_users_do_not_meet_in_a_batch(tower: Tower) -> None:
     torch.testing.assert_close(read(tower, histories[2:3]).vectors, together.vectors[2:3])
 
 
+def test_a_history_is_read_alike_among_many_of_other_lengths(tower: Tower) -> None:
+    histories = random_histories(150, 7)[torch.randperm(150, generator=torch.Generator().manual_seed(3))]
+    together = read(tower, histories)
+    for row in range(0, 150, 15):
+        alone = read(tower, histories[row : row + 1])
+        torch.testing.assert_close(together.vectors[row], alone.vectors[0])
+        torch.testing.assert_close(together.allocation[row], alone.allocation[0])
+
+
 # Allocation (Eq. 8-11)
 
 

@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from bivrec.model.dropout import Dropout, keep_mask
+from bivrec.model.packing import Packing
 
 INITIAL_SIGMA = 8.0
 """Initial width of the Gaussian in items: near neighbours stand out, and the whole recent history is in reach."""
@@ -33,21 +34,25 @@ class GaussianAttention(nn.Module):
             # The logarithm keeps sigma positive under any gradient step.
             self.log_sigma = nn.Parameter(torch.tensor(math.log(INITIAL_SIGMA)))
 
-    def forward(self, tokens: Tensor, visible: Tensor, squared_distance: Tensor) -> Tensor:
-        """Attend over `tokens` [B, M, D].
+    def forward(
+        self, tokens: Tensor, packing: Packing, visible: list[Tensor], squared_distance: list[Tensor]
+    ) -> Tensor:
+        """Attend over the real tokens [R, D] of a batch; the result [R, D] is in the same order.
 
-        visible [B, M, M] bool: token i may attend to token j; squared_distance [B, M, M]: of their positions.
-        A token that may attend to nothing (padding) yields a meaningless but finite row.
+        Of each group of `packing`: visible [b, m, m] bool: token i may attend to token j; squared_distance [b, m, m]:
+        of their positions. A token that may attend to nothing yields a meaningless but finite row.
         """
-        projected = self.query_key_value(tokens)
+        groups = packing.to_groups(self.query_key_value(tokens))
+        mixed = [self._attend(*group) for group in zip(groups, visible, squared_distance, strict=True)]
+        merged: Tensor = self.output(packing.from_groups(mixed))
+        return merged
+
+    def _attend(self, projected: Tensor, visible: Tensor, squared_distance: Tensor) -> Tensor:
         factor, bias = self._modulation(visible, squared_distance, projected.dtype)
         rate = self.dropout if self.training else 0.0
         if factor is None and projected.device.type != "cpu":
-            mixed = fused_attention(projected, self.num_heads, bias, rate)
-        else:
-            mixed = attention(projected, self.num_heads, factor, bias, rate)
-        merged: Tensor = self.output(mixed)
-        return merged
+            return fused_attention(projected, self.num_heads, bias, rate)
+        return attention(projected, self.num_heads, factor, bias, rate)
 
     def _modulation(
         self, visible: Tensor, squared_distance: Tensor, dtype: torch.dtype
@@ -174,8 +179,11 @@ class TransformerLayer(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens: Tensor, visible: Tensor, squared_distance: Tensor) -> Tensor:
-        """Tokens [B, M, D] after the layer; the other arguments as in GaussianAttention."""
-        tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens), visible, squared_distance))
+    def forward(
+        self, tokens: Tensor, packing: Packing, visible: list[Tensor], squared_distance: list[Tensor]
+    ) -> Tensor:
+        """Tokens [R, D] after the layer; the arguments are those of GaussianAttention."""
+        mixed = self.attention(self.attention_norm(tokens), packing, visible, squared_distance)
+        tokens = tokens + self.dropout(mixed)
         refined: Tensor = tokens + self.dropout(self.mlp(self.mlp_norm(tokens)))
         return refined

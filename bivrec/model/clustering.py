@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 INTEREST_STD = 0.02
 QUERY_GAIN = 2.5 / INTEREST_STD
@@ -64,8 +65,9 @@ class InterestClustering(nn.Module):
 
     def allocate(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Allocation [B, K, M] of tokens [B, M, D] to interests (Eq. 7-10); columns of masked tokens are zero."""
-        affinity = self.query(self.interests) @ self.key(tokens).transpose(1, 2) / math.sqrt(tokens.shape[-1])
-        affinity = affinity.float()
+        # q (W x) = (q W) x: K products of a token with a vector instead of one with a matrix.
+        query = self.query(self.interests) @ self.key.weight / math.sqrt(tokens.shape[-1])
+        affinity = functional.linear(tokens, query).transpose(1, 2).float()
         if self.assignment == "gumbel-hard" and self.training:
             affinity = affinity + gumbel_noise(affinity)
         allocation = (affinity / self.temperature).softmax(dim=1)
@@ -84,7 +86,12 @@ class InterestClustering(nn.Module):
         batch, readers = len(tokens), weight.shape[1]
         allocation = self.allocate(tokens, mask)
         shares = (allocation.unsqueeze(1) * weight).flatten(1, 2)
-        gathered = shares.to(tokens.dtype) @ (self.value(tokens) if self.free else content.to(tokens.dtype))
+        values = tokens if self.free else content.to(tokens.dtype)
+        # Values are linear: of tokens and what they are gathered into, the fewer are projected.
+        project_first = self.free and shares.shape[1] > tokens.shape[1]
+        gathered = shares.to(tokens.dtype) @ (self.value(values) if project_first else values)
+        if self.free and not project_first:
+            gathered = self.value(gathered)
         if self.aggregation == "mean":
             # Of hard shares, an interest has none or at least one whole token; less than one are memories that fade.
             # Dividing by less would blow up the straight-through gradient of interests that got no token.

@@ -15,6 +15,7 @@ from bivrec.model.clustering import InterestClustering
 from bivrec.model.dropout import Dropout
 from bivrec.model.items import FeatureItems, Items
 from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
+from bivrec.model.packing import Packing
 
 INITIAL_COSINE_SCALE = 10.0
 INITIAL_DECAYS = (1.0, 1 / 4)
@@ -93,15 +94,19 @@ class SequenceEncoder(nn.Module):
         return Interests(interests, allocation, tokens.mask)
 
     def _contextualise(self, tokens: Tokens) -> Tensor:
-        visible = tokens.mask.unsqueeze(1).expand(-1, tokens.mask.shape[1], -1)
-        if self.causal:
-            visible = visible & (tokens.newest[None, :] >= tokens.newest[:, None])
-        squared_distance = (tokens.position.unsqueeze(2) - tokens.position.unsqueeze(1)).square()
-        vectors: Tensor = self.dropout(tokens.vectors)
+        packing = Packing(tokens.mask)
+        # What fills a group is zero, so the newest item of a real token has an age of at least 1 here.
+        newest = (tokens.newest + 1).expand(tokens.mask.shape).to(tokens.position)
+        visible, squared_distance = [], []
+        for group in packing.to_groups(packing.pack(torch.stack([tokens.position, newest], -1))):
+            position, age = group.unbind(-1)
+            real = (age > 0).unsqueeze(1).expand(-1, age.shape[1], -1)
+            visible.append(real & (age.unsqueeze(1) >= age.unsqueeze(2)) if self.causal else real)
+            squared_distance.append((position.unsqueeze(2) - position.unsqueeze(1)).square())
+        vectors: Tensor = self.dropout(packing.pack(tokens.vectors))
         for layer in self.layers:
-            vectors = layer(vectors, visible, squared_distance)
-        normed: Tensor = self.norm(vectors)
-        return normed
+            vectors = layer(vectors, packing, visible, squared_distance)
+        return packing.unpack(self.norm(vectors))
 
     def _reader_weights(self, tokens: Tokens, reader_age: Tensor) -> Tensor:
         """[B, T, 1 or K, N']: how much a token counts for each reader and interest."""
