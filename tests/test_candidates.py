@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from bivrec.config import ObjectiveConfig
 from bivrec.training.candidates import Candidates, CandidateSampler
-from bivrec.training.losses import full_softmax_loss, sampled_softmax_loss
+from bivrec.training.losses import softmax_loss
 
 NUM_ITEMS = 40
 COUNTS = np.array([0, *range(2 * NUM_ITEMS, NUM_ITEMS, -1)])
@@ -80,6 +81,12 @@ def test_a_sample_is_a_function_of_seed_and_step(kind: str) -> None:
     assert not torch.equal(draw(make_sampler(kind, seed=1), 5).items, expected)
 
 
+def hits(targets: Tensor, candidates: Tensor) -> Tensor:
+    """Where each target is among the candidates; their number, if it is not."""
+    is_target = targets.unsqueeze(1) == candidates
+    return torch.where(is_target.any(1), is_target.int().argmax(1), len(candidates))
+
+
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
 @pytest.mark.parametrize("scored_by", ["target-interest", "best-interest", "all-interests"])
 def test_a_large_sample_gives_the_full_softmax(kind: str, scored_by: str) -> None:
@@ -88,16 +95,15 @@ def test_a_large_sample_gives_the_full_softmax(kind: str, scored_by: str) -> Non
     catalogue = torch.randn(NUM_ITEMS + 1, 4, generator=generator)
     targets = torch.tensor([1, 1, 2, 5, 17, 30, 39, 40])
     candidates = draw(make_sampler(kind, num_negatives=20_000), 0)
-    sampled = sampled_softmax_loss(
+    sampled = softmax_loss(
         interests,
         catalogue[targets],
         catalogue[candidates.items],
-        targets.unsqueeze(1) == candidates.items,
-        candidates.log_inclusion[targets],
-        candidates.log_inclusion[candidates.items],
+        hits(targets, candidates.items),
         scored_by,
+        (candidates.log_inclusion[targets], candidates.log_inclusion[candidates.items]),
     )
-    full = full_softmax_loss(interests, targets - 1, catalogue[1:], scored_by)
+    full = softmax_loss(interests, catalogue[targets], catalogue[1:], targets - 1, scored_by)
     torch.testing.assert_close(sampled, full, atol=1e-3, rtol=1e-3)
 
 
@@ -113,14 +119,13 @@ def test_the_correction_leaves_the_true_distribution_the_best(kind: str, num_neg
     total, steps = torch.zeros(()), 2000
     for step in range(steps):
         candidates = draw(sampler, step)
-        total = total + sampled_softmax_loss(
+        total = total + softmax_loss(
             torch.ones(len(targets), 1, 1),
             scores[targets, None],
             scores[candidates.items, None],
-            targets.unsqueeze(1) == candidates.items,
-            candidates.log_inclusion[targets],
-            candidates.log_inclusion[candidates.items],
-            False,
+            hits(targets, candidates.items),
+            "best-interest",
+            (candidates.log_inclusion[targets], candidates.log_inclusion[candidates.items]),
         )
     (gradient,) = torch.autograd.grad(total / (len(targets) * steps), scores)
     assert gradient.abs().max() < 0.02

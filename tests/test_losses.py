@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bivrec.training import losses
-from bivrec.training.losses import Repeats, full_softmax_loss, sampled_softmax_loss
+from bivrec.training.losses import Repeats, softmax_loss
 
 ROWS, WIDTH, CATALOGUE = 9, 5, 11
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -25,12 +25,19 @@ def random_problem(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return interests.requires_grad_(True), targets, catalogue.requires_grad_(True)
 
 
-def random_repeats() -> Repeats:
+def full_softmax_loss(
+    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, repeats: Repeats | None = None
+) -> Tensor:
+    return softmax_loss(interests, catalogue[targets], catalogue, targets, scored_by, repeats=repeats)
+
+
+def random_repeats(targets: Tensor) -> Repeats:
     """Rows are read after positions 0 to 3 of four sequences; some of the items came later, or never (4)."""
     generator = torch.Generator().manual_seed(8)
     since = torch.randint(-1, 5, (4, CATALOGUE), dtype=torch.int32, generator=generator)
     sequence, position = torch.randint(4, (2, ROWS), generator=generator)
-    return Repeats(torch.tensor(-0.7, dtype=torch.float64, requires_grad=True), since, sequence, position)
+    bias = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
+    return Repeats(bias, since, sequence, position, since[sequence, targets] <= position)
 
 
 def slow_loss(
@@ -67,7 +74,7 @@ def test_full_softmax_has_the_value_and_gradients_of_autograd(
 ) -> None:
     monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", logits_per_chunk)
     interests, targets, catalogue = random_problem(count)
-    repeats = random_repeats() if repeated else None
+    repeats = random_repeats(targets) if repeated else None
     leaves = (interests, catalogue) if repeats is None else (interests, catalogue, repeats.bias)
     found = full_softmax_loss(interests, targets, catalogue, scored_by, repeats)
     expected = slow_loss(interests, targets, catalogue, scored_by, repeats)
@@ -147,42 +154,49 @@ def test_sampled_softmax_follows_the_equations(scored_by: str, count: int) -> No
         shown = [target, *(c for c in candidates.tolist() if c != target)]
         total = sum(math.exp(score(item) - log_inclusion[item].item()) for item in shown)
         expected -= score(target) - log_inclusion[target].item() - math.log(total)
-    found = sampled_softmax_loss(
+    hits = torch.where(is_target.any(1), is_target.int().argmax(1), len(candidates))
+    found = softmax_loss(
         interests,
         catalogue[targets],
         catalogue[candidates],
-        is_target,
-        log_inclusion[targets],
-        log_inclusion[candidates],
+        hits,
         scored_by,
+        (log_inclusion[targets], log_inclusion[candidates]),
     )
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 @all_scorings
 @interest_counts
-@pytest.mark.parametrize("repeated", [False, True])
-def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(scored_by: str, count: int, repeated: bool) -> None:
+@pytest.mark.parametrize("logits_per_chunk", [1, 3 * CATALOGUE, 2**20])
+def test_sampled_softmax_has_the_gradients_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, scored_by: str, count: int, logits_per_chunk: int
+) -> None:
+    """A sample of all items but the first in another order; the target is scored even if it is not among them."""
+    monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", logits_per_chunk)
     interests, targets, catalogue = random_problem(count)
-    everything = torch.arange(CATALOGUE)
-    left_out = targets.unsqueeze(1) == everything
-    repeats = random_repeats() if repeated else None
-    leaves = (interests, catalogue) if repeats is None else (interests, catalogue, repeats.bias)
-    sampled = sampled_softmax_loss(
+    candidates = torch.arange(CATALOGUE - 1, 0, -1)
+    log_inclusion = torch.rand(CATALOGUE, generator=torch.Generator().manual_seed(4)).log()
+    found = softmax_loss(
         interests,
         catalogue[targets],
-        catalogue,
-        left_out,
-        torch.zeros(ROWS),
-        torch.zeros(CATALOGUE),
+        catalogue[candidates],
+        CATALOGUE - 1 - targets,
         scored_by,
-        repeats,
-        None if repeats is None else repeats.had(slice(None))[torch.arange(ROWS), targets],
+        (log_inclusion[targets], log_inclusion[candidates]),
     )
-    full = full_softmax_loss(interests, targets, catalogue, scored_by, repeats)
+    expected = interests.new_zeros(())
+    for row, target in enumerate(targets.tolist()):
+        own = interests[row] @ catalogue.T
+        if scored_by == "target-interest":
+            own = own[own[:, target].argmax()].unsqueeze(0)
+        scores = (own.logsumexp(0) if scored_by == "all-interests" else own.amax(0)) - log_inclusion
+        unseen = torch.arange(CATALOGUE) == 0
+        shown = scores.masked_fill(unseen & (torch.arange(CATALOGUE) != target), -torch.inf)
+        expected = expected + shown.logsumexp(0) - scores[target]
     torch.testing.assert_close(
-        value_and_gradients(sampled, *leaves),
-        value_and_gradients(full, *leaves),
+        value_and_gradients(found, interests, catalogue),
+        value_and_gradients(expected, interests, catalogue),
         **TOLERANCE,
     )
 
@@ -190,29 +204,18 @@ def test_a_sample_of_the_whole_catalogue_is_the_full_softmax(scored_by: str, cou
 @all_scorings
 def test_accidental_hits_have_no_influence(scored_by: str) -> None:
     interests, targets, catalogue = random_problem(3)
-    hit = torch.zeros(ROWS, 2, dtype=torch.bool)
-    hit[:, 1] = True
 
     def loss(second: Tensor) -> Tensor:
         candidates = torch.stack([catalogue[0], second])
-        zeros = torch.zeros(ROWS), torch.zeros(2)
-        return sampled_softmax_loss(interests, catalogue[targets], candidates, hit, *zeros, scored_by)
+        return softmax_loss(interests, catalogue[targets], candidates, torch.ones_like(targets), scored_by)
 
     assert torch.equal(loss(catalogue[1]), loss(1e3 * catalogue[2]))
 
 
 @all_scorings
-def test_a_row_whose_candidates_are_all_hits_has_no_loss(scored_by: str) -> None:
+def test_a_row_whose_only_candidate_is_its_target_has_no_loss(scored_by: str) -> None:
     interests, targets, catalogue = random_problem(2)
-    loss = sampled_softmax_loss(
-        interests,
-        catalogue[targets],
-        catalogue[:3],
-        torch.ones(ROWS, 3, dtype=torch.bool),
-        torch.zeros(ROWS),
-        torch.zeros(3),
-        scored_by,
-    )
+    loss = softmax_loss(interests, catalogue[targets], catalogue[:1], torch.zeros_like(targets), scored_by)
     assert loss.item() == 0
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (interests, catalogue)))
 

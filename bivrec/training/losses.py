@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 LOGITS_PER_CHUNK = 2**20
 """Logits that are held at once: small enough for a processor's cache, large enough for efficient products."""
@@ -29,6 +28,8 @@ class Repeats:
     """[R]: the sequence that a row was read from."""
     position: Tensor
     """[R]: the position after which it was read."""
+    target_had: Tensor
+    """[R] bool: whether the user of a row has had its target."""
 
     def had(self, rows: slice) -> Tensor:
         """Bool [r, C]: whether the users of some rows have had the candidates."""
@@ -36,23 +37,36 @@ class Repeats:
         return had
 
 
-def full_softmax_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, repeats: Repeats | None = None
+def softmax_loss(
+    interests: Tensor,
+    targets: Tensor,
+    candidates: Tensor,
+    hits: Tensor,
+    scored_by: str,
+    log_inclusion: tuple[Tensor, Tensor] | None = None,
+    repeats: Repeats | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of targets [R], rows of catalogue [V, D], for interests [R, K, D].
+    """Summed cross-entropy of each row's target against candidates that all rows share.
 
-    The R x V logits are never held together: each chunk of rows yields its loss and its gradients at once.
+    interests [R, K, D]; targets [R, D]; candidates [C, D]: the catalogue, or a sample of it. hits [R]: the candidate
+    that is the row's target, and so no negative; C: there is none. log_inclusion: the logarithms of the probabilities
+    with which the targets [R] and the candidates [C] come into a sample, which are subtracted from the logits (Bengio &
+    Senecal 2008).
+
+    The R x C logits are never held together: each chunk of rows yields its loss and its gradients at once.
     """
     readers = interests
     if scored_by == "target-interest" and interests.shape[1] > 1:
-        nearest = (interests @ functional.embedding(targets, catalogue).unsqueeze(-1)).argmax(1)
+        nearest = (interests @ targets.unsqueeze(-1)).argmax(1)
         readers = interests.gather(1, nearest.unsqueeze(-1).expand(-1, 1, interests.shape[2]))
     bias = readers.new_zeros(()) if repeats is None else repeats.bias
-    loss: Tensor = _FullSoftmax.apply(readers, targets, catalogue, bias, repeats, scored_by == "all-interests")  # type: ignore[no-untyped-call]
+    loss: Tensor = _Softmax.apply(  # type: ignore[no-untyped-call]
+        readers, targets, candidates, bias, hits, log_inclusion, repeats, scored_by == "all-interests"
+    )
     return loss
 
 
-class _FullSoftmax(torch.autograd.Function):
+class _Softmax(torch.autograd.Function):
     """Each candidate is scored by the nearest of the row's k readers [R, k, D], or by all of them (`mixture`)."""
 
     @staticmethod
@@ -60,120 +74,122 @@ class _FullSoftmax(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         readers: Tensor,
         targets: Tensor,
-        catalogue: Tensor,
+        candidates: Tensor,
         bias: Tensor,
+        hits: Tensor,
+        log_inclusion: tuple[Tensor, Tensor] | None,
         repeats: Repeats | None,
         mixture: bool,
     ) -> Tensor:
-        reader_gradient = torch.zeros_like(readers)
-        catalogue_gradient = torch.zeros_like(catalogue)
+        gradients = tuple(torch.zeros_like(part) for part in (readers, targets, candidates, bias))
         loss = torch.zeros((), device=readers.device)
-        bias_gradient = torch.zeros_like(loss)
-        step = max(1, LOGITS_PER_CHUNK // (readers.shape[1] * len(catalogue)))
+        kind = readers.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else readers.dtype
+        factors = candidates.to(half)
+        step = max(1, LOGITS_PER_CHUNK // (readers.shape[1] * len(candidates)))
         for first in range(0, len(readers), step):
             rows = slice(first, first + step)
-            had = None if repeats is None else repeats.had(rows).float()
-            part = _chunk_gradient(readers[rows], targets[rows], catalogue, had, bias, mixture)
-            loss += part[0]
-            reader_gradient[rows] = part[1]
-            catalogue_gradient += part[2]
-            bias_gradient += part[3]
-        ctx.save_for_backward(reader_gradient, catalogue_gradient, bias_gradient)
+            chunk = _Chunk(readers[rows], targets[rows], factors)
+            if log_inclusion is not None:
+                chunk.subtract(log_inclusion[0][rows], log_inclusion[1])
+            had = None if repeats is None else (repeats.target_had[rows].float(), repeats.had(rows).float())
+            if had is not None:
+                chunk.add(bias, *had)
+            loss += chunk.loss(hits[rows], mixture)
+            gradients[0][rows], gradients[1][rows] = chunk.row_gradients()
+            chunk.add_candidate_gradient(gradients[2])
+            if had is not None:
+                gradients[3].add_(chunk.mean_gain(*had))
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        reader_gradient, catalogue_gradient, bias_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return reader_gradient * gradient, None, catalogue_gradient * gradient, bias_gradient * gradient, None, None
+        parts = ctx.saved_tensors  # type: ignore[attr-defined]
+        return *(part * gradient for part in parts), None, None, None, None
 
 
-def _chunk_gradient(
-    readers: Tensor, targets: Tensor, catalogue: Tensor, had: Tensor | None, bias: Tensor, mixture: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss of a chunk of rows, and its gradients to the readers [r, k, D], the catalogue [V, D] and the bias."""
-    rows, count, width = readers.shape
-    row = torch.arange(rows, device=targets.device)
-    # In half precision only the products are: exponentials of rounded differences would be off by per cents.
-    logits = (readers.flatten(0, 1) @ catalogue.T).float().view(rows, count, -1)
-    if had is not None:
-        logits += (had * bias).unsqueeze(1)
-    positives = logits[row, :, targets]
-    if not mixture:
-        own_best = positives.max(1, keepdim=True)
-        positives = torch.full_like(positives, -torch.inf).scatter_(1, own_best.indices, own_best.values)
-    positive = positives.logsumexp(1)
-    share = (positives - positive.unsqueeze(1)).exp()
-    # Normalising the few rows that are multiplied spares passes over the many logits.
-    powers, highest, total = (_mixture_powers if mixture else _best_powers)(logits)
-    loss = (total.log() + highest - positive).sum()
-    bias_gradient = torch.zeros_like(loss)
-    if had is not None:
-        expected = (powers.sum(1) * had).sum(1) / total
-        bias_gradient = (expected - had[row, targets]).sum()
-    powers = powers.flatten(0, 1).to(readers.dtype)
-    own = functional.embedding(targets, catalogue)
-    reader_gradient = (powers @ catalogue).view(rows, count, width) / total.view(-1, 1, 1)
-    reader_gradient = reader_gradient - share.unsqueeze(2) * own.unsqueeze(1)
-    catalogue_gradient = powers.T @ (readers / total.view(-1, 1, 1)).flatten(0, 1)
-    catalogue_gradient = catalogue_gradient.to(catalogue.dtype)
-    catalogue_gradient.index_add_(0, targets, -(share.unsqueeze(2) * readers).sum(1).to(catalogue.dtype))
-    return loss, reader_gradient, catalogue_gradient, bias_gradient
+class _Chunk:
+    """Some rows: their scores, and then in the same memory what the gradients need of them.
+
+    In half precision only the products are: exponentials of rounded differences would be off by per cents.
+    """
+
+    def __init__(self, readers: Tensor, targets: Tensor, candidates: Tensor) -> None:
+        """readers [r, k, D] and targets [r, D] in full precision; candidates [C, D] in that of the products."""
+        self._readers, self._targets, self._candidates = readers, targets, candidates
+        rows, count, _ = readers.shape
+        self._scores = (self._multiplied(readers) @ candidates.T).float().view(rows, count, -1)
+        self._own = (readers.float() * targets.float().unsqueeze(1)).sum(2)
+
+    def _multiplied(self, values: Tensor) -> Tensor:
+        return values.flatten(0, 1).to(self._candidates.dtype)
+
+    def subtract(self, of_targets: Tensor, of_candidates: Tensor) -> None:
+        """Lower the scores by of_targets [r] and of_candidates [C]."""
+        self._own = self._own - of_targets.unsqueeze(1)
+        self._scores -= of_candidates
+
+    def add(self, bias: Tensor, target_had: Tensor, had: Tensor) -> None:
+        """Raise the scores of the targets and the candidates that were had, [r] and [r, C]."""
+        self._own = self._own + (bias * target_had).unsqueeze(1)
+        self._scores += (bias * had).unsqueeze(1)
+
+    def loss(self, hits: Tensor, mixture: bool) -> Tensor:
+        """Summed loss. The scores become powers: exponentials, not yet divided by their `total`."""
+        last = self._scores.shape[2] - 1
+        place = hits.clamp(max=last).view(-1, 1, 1).expand(-1, self._scores.shape[1], 1)
+        kept = self._scores.gather(2, place).masked_fill_((hits <= last).view(-1, 1, 1), -torch.inf)
+        self._scores.scatter_(2, place, kept)
+        own = self._own
+        if not mixture:
+            best = own.max(1, keepdim=True)
+            own = torch.full_like(own, -torch.inf).scatter_(1, best.indices, best.values)
+        positive = own.logsumexp(1)
+        highest, total = (_mixture_powers if mixture else _best_powers)(self._scores, positive)
+        power = (positive - highest).exp()
+        # Dividing the few rows that are multiplied spares passes over the many scores.
+        self._total = total + power
+        self._missing = 1 - power / self._total
+        self._share = (own - positive.unsqueeze(1)).exp() * self._missing.unsqueeze(1)
+        return (self._total.log() + highest - positive).sum()
+
+    def row_gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradients to the readers [r, k, D] and to the targets [r, D]."""
+        expected = (self._multiplied(self._scores) @ self._candidates).view(self._readers.shape)
+        to_readers = expected / self._total.view(-1, 1, 1) - self._share.unsqueeze(2) * self._targets.unsqueeze(1)
+        return to_readers, -(self._share.unsqueeze(2) * self._readers).sum(1)
+
+    def add_candidate_gradient(self, into: Tensor) -> None:
+        """Add the gradient to the candidates [C, D]."""
+        powers, readers = self._multiplied(self._scores), self._multiplied(self._readers / self._total.view(-1, 1, 1))
+        if powers.dtype == into.dtype:
+            into.addmm_(powers.T, readers)
+        else:
+            into += powers.T @ readers
+
+    def mean_gain(self, target_had: Tensor, had: Tensor) -> Tensor:
+        """The gradient to the bias of `add`."""
+        expected = (self._scores.sum(1) * had).sum(1) / self._total
+        return (expected - self._missing * target_had).sum()
 
 
-def _mixture_powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logits - highest) [r, k, V] in the place of the logits, the highest [r], and the sum [r] of the powers."""
-    highest = logits.flatten(1).amax(1)
+def _mixture_powers(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Put exp(logits - highest) [r, k, C] in the place of logits; the highest, also of the positive, and the sum."""
+    highest = torch.maximum(logits.flatten(1).amax(1), positive)
     powers = logits.sub_(highest.view(-1, 1, 1)).exp_()
-    return powers, highest, powers.flatten(1).sum(1)
+    return highest, powers.flatten(1).sum(1)
 
 
-def _best_powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _best_powers(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """The same of the largest of the k logits of every item; the others have none, and equal ones share it."""
     if logits.shape[1] == 1:
-        return _mixture_powers(logits)
+        return _mixture_powers(logits, positive)
     best = logits.amax(1)
-    highest = best.amax(1)
+    highest = torch.maximum(best.amax(1), positive)
     # Only a k-th of the logits is exponentiated, and the passes over all of them are the cheapest that there are.
     is_best = torch.eq(logits, best.unsqueeze(1), out=logits)
     best.sub_(highest.unsqueeze(1)).exp_()
     total = best.sum(1)
-    return is_best.mul_(best.div_(is_best.sum(1)).unsqueeze(1)), highest, total
-
-
-def sampled_softmax_loss(
-    interests: Tensor,
-    targets: Tensor,
-    candidates: Tensor,
-    left_out: Tensor,
-    target_log_inclusion: Tensor,
-    candidate_log_inclusion: Tensor,
-    scored_by: str,
-    repeats: Repeats | None = None,
-    target_had: Tensor | None = None,
-) -> Tensor:
-    """Summed cross-entropy of each row's target against shared sampled candidates.
-
-    interests [R, K, D]; targets [R, D]; candidates [C, D]. left_out [R, C] marks the candidates that are no negatives
-    of the row, at least those that are its own target (accidental hits). The logarithms of the probabilities with which
-    the targets [R] and the candidates [C] come into the sample are subtracted from the logits (Bengio & Senecal 2008).
-    target_had [R] bool: with `repeats`, whether the row's user has had the target before.
-    """
-    positive, logits = _score(interests, targets, candidates, scored_by)
-    positive = positive.float() - target_log_inclusion
-    logits = logits.float() - candidate_log_inclusion
-    if repeats is not None and target_had is not None:
-        positive = positive + target_had * repeats.bias
-        logits = logits + repeats.had(slice(None)) * repeats.bias
-    logits = logits.masked_fill(left_out, -torch.inf)
-    return (torch.logaddexp(positive, torch.logsumexp(logits, 1)) - positive).sum()
-
-
-def _score(interests: Tensor, targets: Tensor, candidates: Tensor, scored_by: str) -> tuple[Tensor, Tensor]:
-    """Scores of the targets [R] and of the candidates [R, C]."""
-    rows, count, _ = interests.shape
-    own = (interests @ targets.unsqueeze(-1)).squeeze(-1)
-    positive, nearest = own.max(1)
-    if scored_by != "target-interest" and count > 1:
-        every = (interests.flatten(0, 1) @ candidates.T).view(rows, count, -1)
-        return (positive, every.amax(1)) if scored_by == "best-interest" else (own.logsumexp(1), every.logsumexp(1))
-    return positive, interests[torch.arange(rows, device=nearest.device), nearest] @ candidates.T
+    is_best.mul_(best.div_(is_best.sum(1)).unsqueeze(1))
+    return highest, total

@@ -14,7 +14,7 @@ from bivrec.model.items import IdItems
 from bivrec.model.tower import Interests
 from bivrec.training.candidates import Candidates
 from bivrec.training.distributed import gather_rows, mean_over_processes, rank, world_size
-from bivrec.training.losses import Repeats, full_softmax_loss, sampled_softmax_loss
+from bivrec.training.losses import Repeats, softmax_loss
 
 SPARSE_ROWS = 100_000
 """Items from which on a sampled softmax gives the ID table a gradient, and an update, of only the rows that it reads.
@@ -70,21 +70,14 @@ class Objective(nn.Module):
         repeats = self._repeats(view, batch, candidates)
         mixture = tower.config.interest_score == "logsumexp"
         scored_by = "all-interests" if mixture else self.config.negatives_scored_by
+        learnt_items = batch.targets[learnt]
         if candidates is None:
-            total = full_softmax_loss(readouts, targets - 1, vectors[1:], scored_by, repeats)
+            shown, hits, log_inclusion = vectors[1:], learnt_items - 1, None
         else:
-            learnt_items = batch.targets[learnt]
-            total = sampled_softmax_loss(
-                readouts,
-                functional.embedding(targets, vectors),
-                functional.embedding(rows.candidates, vectors),
-                left_out=learnt_items.unsqueeze(1) == candidates.items,
-                target_log_inclusion=candidates.log_inclusion[learnt_items],
-                candidate_log_inclusion=candidates.log_inclusion[candidates.items],
-                scored_by=scored_by,
-                repeats=repeats,
-                target_had=None if repeats is None else _had_targets(batch, self.model.num_items)[learnt],
-            )
+            shown, hits = functional.embedding(rows.candidates, vectors), _columns(learnt_items, candidates.items)
+            log_inclusion = candidates.log_inclusion[learnt_items], candidates.log_inclusion[candidates.items]
+        own = functional.embedding(targets, vectors)
+        total = softmax_loss(readouts, own, shown, hits, scored_by, log_inclusion, repeats)
         # Slices hold different numbers of targets; each target of the global batch weighs the same.
         losses = {f"loss_{view}": total / batch.mean_targets}
         auxiliary = tower.auxiliary_loss(history, mask, interests)
@@ -101,8 +94,10 @@ class Objective(nn.Module):
             since = _had_since(batch, torch.arange(1, self.model.num_items + 1, device=batch.history.device))
         else:
             since = _had_since(batch, candidates.items)
-        sequence, place = (batch.targets > 0).nonzero(as_tuple=True)
-        return Repeats(bias, since, sequence, batch.positions[place])
+        learnt = batch.targets > 0
+        sequence, place = learnt.nonzero(as_tuple=True)
+        had = _had_targets(batch, self.model.num_items)[learnt]
+        return Repeats(bias, since, sequence, batch.positions[place], had)
 
     def _contrastive(self, id_view: Interests, mm_view: Interests, users: Tensor) -> Tensor:
         cross_view = self.model.cross_view
