@@ -70,7 +70,15 @@ def draw(path: Path, answers: Any) -> None:
     before = resident()
     domain = Domain.open(path)
     train = domain.sequences("train")
-    sampler = BatchSampler(train, batch_size=128, max_history=50, min_history=1, targets_per_sequence=20, seed=0)
+    sampler = BatchSampler(
+        train,
+        batch_size=128,
+        max_history=50,
+        min_history=1,
+        targets_per_sequence=20,
+        whole_history=False,
+        seed=0,
+    )
     count_items(train.items, domain.num_items)
     users = EvaluationUsers.from_sequences(domain.sequences("validation"))
     for step in range(STEPS):

@@ -63,7 +63,13 @@ def main(users: int, batch_size: int, history: int, rounds: int, small: bool, js
     sequences = random_sequences(users, 62_423, 154)
     samplers = {
         f"bivrec, {name}": BatchSampler(
-            sequences, batch_size=batch_size, max_history=history, min_history=1, targets_per_sequence=targets, seed=0
+            sequences,
+            batch_size=batch_size,
+            max_history=history,
+            min_history=1,
+            targets_per_sequence=targets,
+            whole_history=False,
+            seed=0,
         )
         for name, targets in {"one target": 1, "20 targets": 20}.items()
     }

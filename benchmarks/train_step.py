@@ -64,6 +64,7 @@ class Input:
             Sequences(offsets, items, np.zeros(0, np.int64), []),
             batch_size=config.training.batch_size,
             max_history=config.model.max_history,
+            whole_history=False,
             min_history=1,
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
             seed=0,

@@ -14,6 +14,7 @@ from torch.nn import functional
 from bivrec.errors import BivrecError
 from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast, contained, round_up, sorted_pairs
 from bivrec.model.bivrec import BiVRec
+from bivrec.model.tower import Tower
 
 ITEM_CHUNK = 65536
 USERS_AT_ONCE = 4
@@ -70,9 +71,8 @@ class ModelScorer:
         self._read_items = self._towers[0].config.max_history
         self.max_history: int | None = None if self._repeat_bias else self._read_items
         device = next(model.parameters()).device
-        chunks = torch.split(torch.arange(model.num_items + 1, device=device), ITEM_CHUNK)
         self.bounds_pay = bfloat16_is_fast(device)
-        self._items = [torch.cat([tower.encode_items(chunk) for chunk in chunks]) for tower in self._towers]
+        self._items = [_encode_catalogue(tower, device) for tower in self._towers]
         self._catalogues = [tower.candidates(items) for tower, items in zip(self._towers, self._items, strict=True)]
 
     @torch.no_grad()
@@ -151,3 +151,16 @@ class ModelScorer:
     @cached_property
     def _rounded(self) -> list[RoundedCatalogue]:
         return [RoundedCatalogue(catalogue[1:]) for catalogue in self._catalogues]
+
+
+def _encode_catalogue(tower: Tower, device: torch.device) -> Tensor:
+    """Vectors [V + 1, D'] of all items; of a large catalogue there is never a second copy."""
+    first, *others = torch.arange(tower.items.num_items + 1, device=device).split(ITEM_CHUNK)
+    vectors = tower.encode_items(first)
+    if not others:
+        return vectors
+    catalogue = vectors.new_empty(tower.items.num_items + 1, vectors.shape[1])
+    catalogue[first] = vectors
+    for chunk in others:
+        catalogue[chunk] = tower.encode_items(chunk)
+    return catalogue
