@@ -48,7 +48,8 @@ class PlainModel(nn.Module):
         shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-6)
         found = self.interests + self.output(torch.einsum("btkm,bmd->btkd", shares, self.value(states)))
         learnt = batch.targets > 0
-        logits = (found[learnt] @ self.items.weight.T).amax(1)
+        scores = found[learnt] @ self.items.weight.T
+        logits = scores.logsumexp(1) if self.config.interest_score == "logsumexp" else scores.amax(1)
         return functional.cross_entropy(logits, batch.targets[learnt])
 
     def _tokens(self, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
 INITIAL_STD = 0.02
@@ -116,7 +117,7 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, stream: Tensor, visible: Tensor, sources: Sources = itself) -> Tensor:
         """The stream [B, N, D] after the layer; visible [B, N, N] bool."""
@@ -131,7 +132,7 @@ class Transformer(nn.Module):
 
     def __init__(self, hidden_size: int, num_layers: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(Layer(hidden_size, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bivrec.baselines.attention import Positions, hidden_but, read_positions
 from bivrec.config import ModelConfig
+from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
 ROUTING_ITERATIONS = 3
@@ -33,7 +34,7 @@ class SelfAttentive(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.positions = Positions(config.max_history, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.inner = nn.Linear(width, 4 * width, bias=False)
         self.outer = nn.Linear(4 * width, config.num_interests[-1], bias=False)
 
@@ -60,7 +61,7 @@ class DynamicRouting(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.num_interests = config.num_interests[-1]
         self.predictions = nn.Linear(config.hidden_size, self.num_interests * config.hidden_size, bias=False)
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from bivrec.baselines.attention import INITIAL_STD, one_interest
 from bivrec.config import ModelConfig
+from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
 
@@ -21,7 +22,7 @@ class SequenceMixer(nn.Module):
         self.outer = nn.Parameter(torch.empty(config.max_history, config.max_history))
         for weight in (self.inner, self.outer):
             nn.init.trunc_normal_(weight, std=INITIAL_STD)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Mixed tokens [B, N, D]; mask [B, N]."""
@@ -42,7 +43,7 @@ class ChannelMixer(nn.Module):
             nn.Linear(width, 4 * width),
             nn.GELU(),
             nn.Linear(4 * width, width),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

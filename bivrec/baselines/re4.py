@@ -9,6 +9,7 @@ from torch.nn import functional
 from bivrec.baselines.attention import hidden_but
 from bivrec.baselines.comirec import readable
 from bivrec.config import ModelConfig
+from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
 # The defaults of a public implementation, rec_pangu's.
@@ -27,7 +28,7 @@ class Re4(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.inner = nn.Linear(width, 4 * width, bias=False)
         self.outer = nn.Linear(4 * width, config.num_interests[-1], bias=False)
         self.value = nn.Linear(width, width, bias=False)

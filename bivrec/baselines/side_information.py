@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bivrec.baselines.attention import Layer, Positions, causal_visibility, one_interest, read_positions
 from bivrec.baselines.fdsa import identity_and_features
 from bivrec.config import ModelConfig
+from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
 
@@ -26,7 +27,7 @@ class SideInformed(nn.Module, ABC):
         super().__init__()
         self.hidden_size = config.hidden_size
         self.positions = Positions(config.max_history, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(config.hidden_size)
 

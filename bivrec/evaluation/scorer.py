@@ -155,7 +155,7 @@ class ModelScorer:
 
 def _encode_catalogue(tower: Tower, device: torch.device) -> Tensor:
     """Vectors [V + 1, D'] of all items; of a large catalogue there is never a second copy."""
-    first, *others = torch.arange(tower.items.num_items + 1, device=device).split(ITEM_CHUNK)
+    first, *others = torch.split(torch.arange(tower.items.num_items + 1, device=device), ITEM_CHUNK)
     vectors = tower.encode_items(first)
     if not others:
         return vectors
