@@ -26,7 +26,9 @@ def random_tokens(mask: Tensor) -> Tensor:
 def test_real_tokens_come_back_to_their_places(mask: Tensor) -> None:
     packing, tokens = Packing(mask), random_tokens(mask)
     packed = packing.pack(tokens)
-    assert packed.shape == (mask.sum(), WIDTH)
+    real = int(mask.sum())
+    assert real <= len(packed) <= min(mask.numel(), real + mask.numel() / 16 + 1)
+    assert packed[real:].count_nonzero() == 0
     assert torch.equal(packing.unpack(packed), tokens * mask.unsqueeze(-1))
     assert torch.equal(packing.from_groups(packing.to_groups(packed)), packed)
 

@@ -9,13 +9,16 @@ from torch.autograd.function import FunctionCtx
 GROUPS = 8
 LEAST_HISTORIES = 64
 """Fewer in a group save little padding and make small products; so many keep the weights of attention in a cache."""
+SIZES = 16
+"""Different numbers of rows that batches of one shape have: kernels that are made for a shape can be used again."""
 
 
 class Packing:
     """Where the real tokens of a padded batch lie.
 
-    Most of a batch of short histories is padding. Layers that treat every token by itself work on the R real tokens
-    [R, D]; attention works on `groups`, the histories by their lengths, each of which is as wide as its longest.
+    Most of a batch of short histories is padding. Layers that treat every token by itself work on R rows: the real
+    tokens, and a few zeros after them. Attention works on groups, the histories by their lengths, each of which is as
+    wide as its longest.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -28,6 +31,8 @@ class Packing:
         # All that the host must know comes at once: every question makes it wait for an accelerator.
         counts = lengths.tolist()
         size = max(LEAST_HISTORIES, -(-len(counts) // GROUPS))
+        step = max(1, mask.numel() // SIZES)
+        self._rows = min(mask.numel(), -(-len(row) // step) * step)
         self._groups: list[tuple[tuple[int, int], Tensor]] = []
         first = 0
         for start in range(0, len(counts), size):
@@ -38,26 +43,28 @@ class Packing:
             first = last
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The real tokens [R, D] of tokens [B, M, D]."""
-        packed: Tensor = _Gather.apply(padded.flatten(0, 1), self._places)  # type: ignore[no-untyped-call]
+        """The rows [R, D] of tokens [B, M, D]."""
+        packed: Tensor = _Gather.apply(padded.flatten(0, 1), self._places, self._rows)  # type: ignore[no-untyped-call]
         return packed
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """Tokens [B, M, D], zero where there is padding, of the real ones [R, D]."""
+        """Tokens [B, M, D], zero where there is padding, of rows [R, D]."""
         return _unpacked(packed, self._places, *self._shape)
 
     def to_groups(self, packed: Tensor) -> list[Tensor]:
         """Tokens [b, m, D] of each group, the real ones of a history first and zeros after them."""
-        parts = torch.split(packed, [len(places) for _, places in self._groups])
+        counts = [len(places) for _, places in self._groups]
+        parts = torch.split(packed, [*counts, self._rows - sum(counts)])[:-1]
         return [_unpacked(part, places, *shape) for part, (shape, places) in zip(parts, self._groups, strict=True)]
 
     def from_groups(self, groups: list[Tensor]) -> Tensor:
-        """The real tokens [R, D] of tokens [b, m, D] of each group."""
+        """The rows [R, D] of tokens [b, m, D] of each group."""
         parts = [
-            _Gather.apply(group.flatten(0, 1), places)  # type: ignore[no-untyped-call]
+            _Gather.apply(group.flatten(0, 1), places, len(places))  # type: ignore[no-untyped-call]
             for group, (_, places) in zip(groups, self._groups, strict=True)
         ]
-        return torch.cat(parts)
+        zeros = parts[0].new_zeros(self._rows - len(self._places), parts[0].shape[1])
+        return torch.cat([*parts, zeros])
 
 
 def _unpacked(packed: Tensor, places: Tensor, batch: int, length: int) -> Tensor:
@@ -66,33 +73,41 @@ def _unpacked(packed: Tensor, places: Tensor, batch: int, length: int) -> Tensor
 
 
 def _scatter(rows: Tensor, places: Tensor, count: int) -> Tensor:
-    return rows.new_zeros(count, rows.shape[1]).index_copy_(0, places, rows)
+    return rows.new_zeros(count, rows.shape[1]).index_copy_(0, places, rows[: len(places)])
+
+
+def _gather(rows: Tensor, places: Tensor, count: int) -> Tensor:
+    gathered = rows.new_empty(count, rows.shape[1])
+    gathered[len(places) :] = 0
+    torch.index_select(rows, 0, places, out=gathered[: len(places)])
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
-    """Rows at distinct places: unlike that of an index of any kind, the gradient adds nothing up."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.count = len(rows)  # type: ignore[attr-defined]
-        return rows.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _scatter(gradient, places, ctx.count), None  # type: ignore[attr-defined]
-
-
-class _Scatter(torch.autograd.Function):
-    """The inverse: rows to their places among zeros."""
+    """Rows at distinct places, and zeros after them; unlike that of indexing, the gradient has nothing to add up."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, places: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(places)
+        ctx.count = len(rows)  # type: ignore[attr-defined]
+        return _gather(rows, places, count)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _scatter(gradient, places, ctx.count), None, None  # type: ignore[attr-defined]
+
+
+class _Scatter(torch.autograd.Function):
+    """The inverse: rows to their places among zeros; rows after them go nowhere."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = len(rows)  # type: ignore[attr-defined]
         return _scatter(rows, places, count)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (places,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient.index_select(0, places), None, None
+        return _gather(gradient, places, ctx.count), None, None  # type: ignore[attr-defined]

@@ -164,7 +164,7 @@ class _Chunk:
         """Add the gradient to the candidates [C, D]."""
         powers, readers = self._multiplied(self._scores), self._multiplied(self._readers / self._total.view(-1, 1, 1))
         if powers.dtype == into.dtype:
-            into.addmm_(powers.T, readers)
+            torch.addmm(into, powers.T, readers, out=into)
         else:
             into += powers.T @ readers
 
