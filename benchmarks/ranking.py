@@ -21,7 +21,7 @@ from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import top_k
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.scorer import ModelScorer, Readers
 from bivrec.model.bivrec import BiVRec, id_tower
 from bivrec.training.run import Run
 
@@ -39,9 +39,9 @@ class EncodedUsers(ModelScorer):
         if bounds_pay is not None:
             self.bounds_pay = bounds_pay
 
-    def encode(self, histories: Tensor) -> list[Tensor]:
-        """The interests of users, [B, K, D]."""
-        return [self.interests[histories[:, 0]]]
+    def encode(self, histories: Tensor) -> Readers:
+        """The interests of users, without anything that they had."""
+        return Readers([self.interests[histories[:, 0]]], histories[:, :0])
 
 
 Ranker = Callable[[Tensor, "Tensor | None"], Tensor]
@@ -150,7 +150,7 @@ def trained_vectors(run: Path, domain: Path, view: str, num_users: int) -> tuple
     last = min(len(users), num_users)
     interests = torch.cat(
         [
-            scorer.encode(users.histories(first, min(first + USER_CHUNK, last), scorer.max_history))[0]
+            scorer.encode(users.histories(first, min(first + USER_CHUNK, last), scorer.max_history)).interests[0]
             for first in range(0, last, USER_CHUNK)
         ]
     )
