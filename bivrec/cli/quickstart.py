@@ -20,8 +20,8 @@ pretrain {0}/world/source --recipe quickstart --to {0}/pretrained
 publish {0}/pretrained --to {0}/tower
 finetune {0}/world/target --from-hub {0}/tower --recipe quickstart --to {0}/finetuned
 finetune {0}/world/target --from-hub {0}/tower --from-scratch --recipe quickstart --to {0}/scratch
-evaluate {0}/world/target --floor popularity --floor item-knn --floor content-knn --floor recent-content-knn
-    --from-hub {0}/tower --run {0}/scratch --run {0}/finetuned --plot {0}/comparison.png
+evaluate {0}/world/target --floor popularity --floor item-knn --floor spectral-knn --floor content-knn
+    --floor recent-content-knn --from-hub {0}/tower --run {0}/scratch --run {0}/finetuned --plot {0}/comparison.png
 """
 
 
