@@ -9,6 +9,7 @@ from bivrec.artefact import BiVRec as PublishedBiVRec
 from bivrec.artefact import load
 from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
@@ -41,6 +42,7 @@ def named_scorers(
         run = Run.open(path)
         name_of_run = path.name if names.count(path.name) == 1 else str(path)
         if zero_shot:
+            _refuse_id(name_of_run, view)
             yield f"{name_of_run} zero-shot", ModelScorer(zero_shot_model(domain, tower_of_run(run)), "mm")
         else:
             for name, scorer in _views(run.load_model(domain), view):
@@ -54,8 +56,15 @@ def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Itera
             yield from _views(model.attach(domain), view)
             return
         model = model.tower
+    _refuse_id(source, view)
     own = model.catalogue == domain_record(domain)["catalogue"] and not zero_shot
     yield "mm" if own else "zero-shot", ModelScorer(zero_shot_model(domain, model), "mm")
+
+
+def _refuse_id(name: str, view: str) -> None:
+    """Raise BivrecError if the view of a tower alone is to be the ID view."""
+    if view == "id":
+        raise BivrecError(f"{name}: a tower has only the multimodal view, mm; leave out --view id")
 
 
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:

@@ -319,6 +319,11 @@ WRONG = {
     "evaluate on other items": ("evaluate {target} --run {run}", "was trained on the items of source"),
     "evaluate an untrained Run": ("evaluate {source} --run {untrained}", "no such checkpoint"),
     "evaluate a view that is not there": ("evaluate {source} --run {id} --view mm", "the model has only id"),
+    "evaluate the ID view of a tower": ("evaluate {target} --from-hub {tower} --view id", "only the multimodal view"),
+    "evaluate the ID view zero-shot": (
+        "evaluate {target} --run {run} --zero-shot --view id",
+        "only the multimodal view",
+    ),
     "evaluate an ID tower zero-shot": ("evaluate {target} --run {id} --zero-shot", "ID view alone"),
     "evaluate zero-shot without features": ("evaluate {bare} --from-hub {tower}", "features differ"),
     "evaluate contents without features": ("evaluate {bare} --floor content-knn", "no text features"),

@@ -293,7 +293,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
 def test_a_tower_has_no_id_view(tower: Path, target: Domain, tmp_path: Path) -> None:
     result = bivrec("recommend", target.path, "--from-hub", tower, "--view", "id", "--to", tmp_path / "l.csv")
     assert result.exit_code == 1
-    assert "--view id: a tower has only the multimodal view, mm" in result.stderr
+    assert "a tower has only the multimodal view, mm; leave out --view id" in result.stderr
 
 
 def test_overwrite(model: list[object], tmp_path: Path) -> None:

@@ -115,10 +115,7 @@ def _scorer(domain: Domain, run: Path | None, source: str | None, view: str, zer
     from bivrec.scorers import named_scorers
 
     runs, published = [run] if run else [], [source] if source else []
-    name, scorer = next(named_scorers(domain, runs, published, view=view, zero_shot=zero_shot))
-    if view == "id" and not name.endswith(" id"):
-        raise BivrecError(f"{name}: --view id: a tower has only the multimodal view, mm")
-    return name, scorer
+    return next(named_scorers(domain, runs, published, view=view, zero_shot=zero_shot))
 
 
 def _print_lists(domain: Domain, users: Sequences, rows: Sequence[dict[str, Any]]) -> None:
