@@ -87,7 +87,7 @@ def _opened(path: Path) -> Iterator[IO[bytes] | None]:
                 yield stream
     except FileNotFoundError:
         raise BivrecError(f"{path}: no such file; check the path") from None
-    # RuntimeError: an encrypted archive; NotImplementedError: an unknown way of compression.
+    # zipfile raises a RuntimeError, or a kind of it, for an encrypted archive and for unknown compression.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as fault:
         raise BivrecError(f"{path}: cannot be read ({fault}); fetch the file again, or unpack it") from None
 
