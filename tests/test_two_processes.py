@@ -157,7 +157,7 @@ def test_a_process_that_fails_ends_all_with_its_message(source: Domain, tmp_path
 
 
 def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) -> None:
-    options = settings(model=NOISELESS, training={**STEPS, "precision": "fp32"})
+    options = settings(model=NOISELESS, training={**STEPS, "precision": "fp32", "id_init": "spectral"})
     result = torchrun("-m", "bivrec", "pretrain", source.path, "--to", tmp_path / "run", *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("best weights of step") == 1

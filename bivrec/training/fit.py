@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
@@ -91,6 +91,8 @@ def _start_from_spectrum(model: BiVRec, domain: Domain, seed: int) -> None:
         vectors = spectral_vectors(domain, table.embedding_dim, seed).to(table.weight)
         known = vectors.any(1)
         table.weight[known] = vectors[known] * table.weight[1:].norm(dim=1).mean()
+        # Rounding differs between machines, and with it signs; data parallelism leaves large tables to each process.
+        table.weight.copy_(broadcast(table.weight.data))
 
 
 def evaluate_views(model: BiVRec, domain: Domain, accelerator: Accelerator) -> dict[str, dict[str, float]]:
