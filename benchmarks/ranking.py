@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import alternate, json_option, report, small_option
+from bivrec.baselines.towers import fresh_towers
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import top_k
 from bivrec.evaluation.scorer import ModelScorer, Readers
-from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.model.bivrec import BiVRec
 from bivrec.training.run import Run
 
 USER_CHUNK = 256
@@ -136,7 +137,7 @@ def compare(model: BiVRec, view: str, interests: Tensor, seen: Tensor, k: int, r
 def random_vectors(num_items: int, num_users: int, size: int) -> tuple[BiVRec, str, Tensor, Tensor]:
     """An untrained model, whose items and users are normally distributed, and random histories."""
     config = ModelConfig(hidden_size=size)
-    model = BiVRec({"id": id_tower(config, num_items)})
+    model = BiVRec(fresh_towers(config, ("id",), num_items, ()))
     return model, "id", torch.randn(num_users, 4, size), torch.randint(1, num_items + 1, (num_users, HISTORY))
 
 

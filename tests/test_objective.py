@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from tiny_models import NUM_ITEMS, TINY, item_features, mm_tower, random_histories, tiny_model
+from tiny_models import NUM_ITEMS, TINY, id_tower, item_features, mm_tower, random_histories, tiny_model
 from torch import Tensor, nn
 
 from bivrec.config import ObjectiveConfig
 from bivrec.data.batches import Batch
-from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.model.bivrec import BiVRec
 from bivrec.model.cross_view import allocation_loss, contrastive_loss
 from bivrec.training.candidates import Candidates, CandidateSampler
 from bivrec.training.objective import Objective

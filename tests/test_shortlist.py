@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import mm_tower, random_histories
+from tiny_models import id_tower, mm_tower, random_histories
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,7 +13,7 @@ from bivrec.evaluation import ranking
 from bivrec.evaluation.ranking import top_k
 from bivrec.evaluation.scorer import ModelScorer, Readers
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
-from bivrec.model.bivrec import REPEAT_GAIN, BiVRec, id_tower
+from bivrec.model.bivrec import REPEAT_GAIN, BiVRec
 
 NUM_ITEMS, NUM_USERS, K, SIZE = 4502, 24, 10, 16
 CONFIG = ModelConfig(hidden_size=SIZE, num_heads=2, max_history=7, num_interests=(3,), scales=())

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FEATURE_SIZE, NUM_ITEMS, TINY, item_features, random_histories, tiny_model, tiny_tower
+from tiny_models import FEATURE_SIZE, NUM_ITEMS, TINY, id_tower, item_features, random_histories, tiny_model, tiny_tower
 from torch import Tensor, nn
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.errors import BivrecError
-from bivrec.model.bivrec import BiVRec, id_tower
+from bivrec.model.bivrec import BiVRec
 from bivrec.model.items import FeatureItems, IdItems
 from bivrec.model.tower import Interests, Tower
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
-from bivrec.model.bivrec import BiVRec, id_tower
-from bivrec.model.items import FeatureItems
+from bivrec.model.bivrec import BiVRec
+from bivrec.model.items import FeatureItems, IdItems
 from bivrec.model.tower import Tower
 
 NUM_ITEMS = 23
@@ -35,6 +35,10 @@ def item_features(seed: int = 0) -> Tensor:
     features = torch.randn(NUM_ITEMS + 1, FEATURE_SIZE, generator=torch.Generator().manual_seed(seed))
     features[0] = 0
     return features
+
+
+def id_tower(config: ModelConfig, num_items: int) -> Tower:
+    return Tower(config, IdItems(num_items, config.hidden_size))
 
 
 def mm_tower(config: ModelConfig, features: Tensor) -> Tower:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bivrec.config import ModelConfig
 from bivrec.model.cross_view import CrossViewProjection
-from bivrec.model.items import IdItems
 from bivrec.model.tower import Tower
 
 REPEAT_GAIN = 100.0
@@ -49,8 +47,3 @@ class BiVRec(nn.Module):
     def num_items(self) -> int:
         """V, the size of the catalogue."""
         return self.tower(self.views[0]).items.num_items
-
-
-def id_tower(config: ModelConfig, num_items: int) -> Tower:
-    """A fresh ID tower for a catalogue."""
-    return Tower(config, IdItems(num_items, config.hidden_size))
