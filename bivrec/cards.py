@@ -34,6 +34,7 @@ FLOOR_NAMES = {
 }
 DROPPED_NAMES = {
     "outside_period": "interactions outside of the set's period",
+    "interactions_with_other_domain": "interactions with items of another Domain",
     "duplicate_interactions": "repeated interactions",
     "k_core_users": "users by the k-core",
     "k_core_items": "items by the k-core",

@@ -37,6 +37,28 @@ def test_movielens(run, tmp_path):
     assert "not in the table of items (kept, without text and image): 4 items" in result.output
 
 
+def test_without_the_items_of_another_domain(run, interactions_csv, tmp_path):
+    rows = "\n".join(f"{user},i{item},{item}" for user in range(10) for item in range(20))
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    assert run("tables", "--interactions", interactions_csv, "--to", tmp_path / "shop").exit_code == 0
+    shared = set(Domain.open(tmp_path / "shop").item_ids())
+    new = ("tables", "--interactions", tmp_path / "t.csv", "--without", tmp_path / "shop", "--to", tmp_path / "new")
+    result = run(*new, "--split", "2:1:2")
+    assert result.exit_code == 0, result.output
+    assert "with items of shop (left out): " in result.output
+    domain = Domain.open(tmp_path / "new")
+    assert set(domain.item_ids()) == {f"i{item}" for item in range(20)} - shared
+    assert len(domain.item_ids()) < 20
+    assert domain.info.users == {"train": 4, "validation": 2, "test": 4}
+
+
+@pytest.mark.parametrize("split", ["8:1", "8:1:0", "8:1:x", "0.8:0.1:0.1"])
+def test_shares_are_three_whole_numbers(run, interactions_csv, tmp_path, split):
+    result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", "--split", split)
+    assert result.exit_code == 2
+    assert f"{split}: expected three whole numbers above 0, such as 8:1:1" in result.output
+
+
 def test_amazon(run, tmp_path):
     rows = "\n".join(f"{user},{item},4.0,{item}" for user in range(5) for item in range(5))
     (tmp_path / "reviews.csv").write_text("user_id,parent_asin,rating,timestamp\n" + rows)

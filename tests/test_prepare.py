@@ -98,6 +98,32 @@ def test_given_split(tmp_path):
     assert domain.sequences("validation").user_ids == [ids[1]]
 
 
+def test_shares_of_the_split(tmp_path):
+    domain = prepare(raw_data(random_rows()), tmp_path / "d", k_core=0, shares=(2, 1, 3))
+    assert domain.info.users == {"train": 20, "validation": 10, "test": 30}
+    assert domain.info.source["split"] == "2:1:3"
+
+
+def test_a_given_split_takes_no_shares(tmp_path):
+    raw = raw_data(random_rows(users=6), splits=np.array([0, 1, 2, 2, 0, 0], np.int8))
+    assert "split" not in prepare(raw, tmp_path / "d", k_core=0).info.source
+    with pytest.raises(BivrecError, match="leave --split or --split-column out"):
+        prepare(raw, tmp_path / "other", k_core=0, shares=(8, 1, 1))
+
+
+def test_items_of_another_domain_are_left_out_before_the_core(tmp_path):
+    other = prepare(raw_data([(user, item, 1) for user in "abc" for item in ("i0", "i7", "elsewhere")]), tmp_path / "o",
+                    k_core=0)  # fmt: skip
+    rows = random_rows()
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=8, without=other)
+    expected = [row for row in rows if row[1] not in ("i0", "i7")]
+    assert histories(domain) == histories(prepare(raw_data(expected), tmp_path / "expected", k_core=8))
+    assert domain.info.source["without"] == "o"
+    assert domain.info.dropped["interactions_with_other_domain"] == len(rows) - len(expected)
+    with pytest.raises(BivrecError, match="all items are in the Domain that is to be left out"):
+        prepare(raw_data(rows), tmp_path / "nothing", without=prepare(raw_data(rows), tmp_path / "all", k_core=0))
+
+
 def test_same_input_same_bytes(tmp_path):
     items = catalogue_table([f"i{k}" for k in range(30)], ["Title"] * 30, [None] * 30)
     digests = []
@@ -127,7 +153,7 @@ def test_everything_removed(tmp_path):
 
 
 def test_too_few_users_to_split(tmp_path):
-    with pytest.raises(BivrecError, match="2 users are left, at least 3"):
+    with pytest.raises(BivrecError, match="2 users are left, too few to split 8:1:1"):
         prepare(raw_data([("a", "x", 1), ("b", "x", 1)]), tmp_path / "d", k_core=0)
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bivrec.cli.options import FOLDER, overwrite_option
+from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
+    from bivrec.data.raw import RawData
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
@@ -22,19 +23,28 @@ def prepare() -> None:
     """Turn raw data into a Domain: filter, split the users, and number the items."""
 
 
+def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = value.split(":")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value}: expected three whole numbers above 0, such as 8:1:1")
+    return tuple(map(int, parts))
+
+
 def _domain_options(command: Command) -> Command:
     for option in (
         overwrite_option,
-        click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the 8:1:1 split of the users."),
-        click.option(
-            "--k-core",
-            default=5,
-            type=click.IntRange(0),
-            help="Fewest interactions of every user and item that is kept (0: keep all).",
-        ),
+        click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the split of the users."),
+        click.option("--split", "shares", callback=_shares, metavar="TRAIN:VALIDATION:TEST",
+                     help="Shares of the users.  [default: 8:1:1]"),
+        click.option("--k-core", default=5, type=click.IntRange(0),
+                     help="Fewest interactions of every user and item that is kept (0: keep all)."),
+        click.option("--without", type=DOMAIN,
+                     help="Leave out items that this Domain has, so that a tower trained on it meets none of them."),
         click.option("--name", help="Name of the Domain (default: that of its folder)."),
         click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write."),
-    ):
+    ):  # fmt: skip
         command = option(command)
     return command
 
@@ -44,22 +54,11 @@ def _domain_options(command: Command) -> Command:
 @click.option("--texts", type=FOLDER, help="Table with columns item_id and text, to add to titles and genres.")
 @images_option
 @_domain_options
-def movielens(
-    folder: Path,
-    texts: Path | None,
-    images: Path | None,
-    to: Path,
-    name: str | None,
-    k_core: int,
-    seed: int,
-    overwrite: bool,
-) -> None:
+def movielens(folder: Path, texts: Path | None, images: Path | None, **options: Any) -> None:
     """Prepare an unpacked MovieLens set: 100K, 1M, 10M, 20M, 25M, 32M or latest. Images are named by movie id."""
     from bivrec.data.movielens import read_movielens
-    from bivrec.data.prepare import prepare
 
-    raw = read_movielens(folder, texts=texts, images=images)
-    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+    _prepare(read_movielens(folder, texts=texts, images=images), **options)
 
 
 @prepare.command()
@@ -67,22 +66,11 @@ def movielens(
 @click.option("--metadata", multiple=True, type=FOLDER, help="File of item metadata; may be given repeatedly.")
 @images_option
 @_domain_options
-def amazon(
-    reviews: tuple[Path, ...],
-    metadata: tuple[Path, ...],
-    images: Path | None,
-    to: Path,
-    name: str | None,
-    k_core: int,
-    seed: int,
-    overwrite: bool,
-) -> None:
+def amazon(reviews: tuple[Path, ...], metadata: tuple[Path, ...], images: Path | None, **options: Any) -> None:
     """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines, Parquet or CSV. Images are named by asin."""
     from bivrec.data.amazon import read_amazon
-    from bivrec.data.prepare import prepare
 
-    raw = read_amazon(reviews, metadata, images=images)
-    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+    _prepare(read_amazon(reviews, metadata, images=images), **options)
 
 
 @prepare.command()
@@ -90,18 +78,14 @@ def amazon(
 @click.option("--behaviour", "behaviours", type=click.Choice(["pv", "buy", "cart", "fav"]), multiple=True,
               default=("pv",), help="Rows that are interactions; repeatable.")  # fmt: skip
 @_domain_options
-def taobao(
-    path: Path, behaviours: tuple[str, ...], to: Path, name: str | None, k_core: int, seed: int, overwrite: bool
-) -> None:
+def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
     """Prepare Taobao's UserBehavior: the file (.csv, .csv.zip, .csv.gz) or its folder. Items have no texts.
 
     Rows outside of the set's nine days (25 November to 3 December 2017) are left out and counted.
     """
-    from bivrec.data.prepare import prepare
     from bivrec.data.taobao import read_taobao
 
-    raw = read_taobao(path, behaviours=behaviours)
-    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+    _prepare(read_taobao(path, behaviours=behaviours), **options)
 
 
 @prepare.command()
@@ -111,29 +95,18 @@ def taobao(
 @click.option("--user-column", default="user_id", help="User ids, in the interactions.")
 @click.option("--item-column", default="item_id", help="Item ids, in both tables.")
 @click.option("--timestamp-column", default="timestamp", help="Integers or dates, in the interactions.")
-@click.option("--split-column", help="train, validation or test, in the interactions (default: split by --seed).")
+@click.option("--split-column", help="train, validation or test, in the interactions (default: see --split).")
 @click.option("--title-column", default="title", help="Titles, in the items.")
 @click.option("--text-column", default="text", help="Texts, in the items (default: the title).")
 @click.option("--image-column", default="image", help="File names of images, in the items (default: ITEM_ID.*).")
 @_domain_options
-def tables(
-    interactions: Path,
-    items: Path | None,
-    images: Path | None,
-    to: Path,
-    name: str | None,
-    k_core: int,
-    seed: int,
-    overwrite: bool,
-    **columns: str | None,
-) -> None:
+def tables(interactions: Path, items: Path | None, images: Path | None, **options: Any) -> None:
     """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""
-    from bivrec.data.prepare import prepare
     from bivrec.data.tables import Columns, read_tables
 
-    names: dict[str, Any] = {option.removesuffix("_column"): column for option, column in columns.items()}
-    raw = read_tables(interactions, items, images=images, columns=Columns(**names))
-    _report(prepare(raw, to, name=name, k_core=k_core, seed=seed, overwrite=overwrite))
+    names = [name for name in options if name.endswith("_column")]
+    columns = Columns(**{name.removesuffix("_column"): options.pop(name) for name in names})
+    _prepare(read_tables(interactions, items, images=images, columns=columns), **options)
 
 
 @prepare.command()
@@ -178,6 +151,13 @@ def synthetic(
         _report(domain)
 
 
+def _prepare(raw: RawData, to: Path, without: Path | str | None, **options: Any) -> None:
+    from bivrec.data.domain import Domain
+    from bivrec.data.prepare import prepare
+
+    _report(prepare(raw, to, without=None if without is None else Domain.open(without), **options))
+
+
 def _report(domain: Domain) -> None:
     info = domain.info
     click.echo(f"{domain.path}: {info.name} ({info.source['reader']})")
@@ -194,6 +174,9 @@ def _report(domain: Domain) -> None:
         f"{dropped['k_core_interactions']:,} interactions; "
         f"{dropped['items_without_interactions']:,} items without interactions"
     )
+    if "interactions_with_other_domain" in dropped:
+        shared = dropped["interactions_with_other_domain"]
+        click.echo(f"  with items of {info.source['without']} (left out): {shared:,} interactions")
     if "outside_period" in dropped:
         click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
     click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")

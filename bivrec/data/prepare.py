@@ -3,10 +3,12 @@
 Rules, in this order:
 
 1. A user's interactions are ordered by timestamp, those of equal timestamp by their order in the file.
-2. Rows that repeat user, item and timestamp are dropped; a later interaction with the same item is kept.
-3. Users and items with fewer than `k_core` interactions are dropped, again and again until none is left.
-4. The users that remain, sorted by id, are split 8:1:1 by a permutation of the seed, unless the source splits them.
-5. Items without interactions are dropped; the rest are numbered by popularity among the training users.
+2. Items that another Domain has are dropped, if one is named.
+3. Rows that repeat user, item and timestamp are dropped; a later interaction with the same item is kept.
+4. Users and items with fewer than `k_core` interactions are dropped, again and again until none is left.
+5. The users that remain, sorted by id, are split 8:1:1, or by other shares, by a permutation of the seed, unless the
+   source splits them.
+6. Items without interactions are dropped; the rest are numbered by popularity among the training users.
 """
 
 from __future__ import annotations
@@ -41,21 +43,41 @@ class _Log:
         return self if keep.all() else _Log(self.users[keep], self.items[keep], self.timestamps[keep])
 
 
+Shares = tuple[int, int, int]
+"""Parts of the users that are in each of SPLITS."""
+DEFAULT_SHARES: Shares = (8, 1, 1)
+
+
 def prepare(
-    raw: RawData, path: str | Path, *, name: str | None = None, k_core: int = 5, seed: int = 0, overwrite: bool = False
+    raw: RawData,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    without: Domain | None = None,
+    k_core: int = 5,
+    shares: Shares | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> Domain:
     """Prepare `raw` by the rules of this module and write the Domain to `path`; `name` defaults to the folder's.
 
-    Raises BivrecError if nothing is left, or if too few users are left to split.
+    without: a Domain whose items (by id) are left out. shares: of the users; 8:1:1 unless the source splits them.
+    Raises BivrecError if nothing is left, if too few users are left to split, or if they are to be split twice.
     """
     path = Path(path)
     if k_core < 0 or seed < 0:
         raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
     if path.exists() and not overwrite:
         raise BivrecError(f"{path}: exists already; choose another folder or pass --overwrite")
+    if shares and raw.splits is not None:
+        raise BivrecError("the split column splits the users already; leave --split or --split-column out")
     user_order, user_rank = _by_id(raw.user_ids)
-    log, dropped = _filter(_in_time_order(raw, user_rank), k_core)
-    user_split = _split(log, raw.splits if raw.splits is None else raw.splits[user_order], len(user_order), seed)
+    log, dropped = _filter(_in_time_order(raw, user_rank), k_core, _shared_items(raw, without))
+    if raw.splits is None:
+        shares = shares or DEFAULT_SHARES
+        user_split = _split(log, len(user_order), shares, seed)
+    else:
+        user_split = _given_split(log, raw.splits[user_order])
     item_index, item_codes = _popularity_index(log, user_split, raw.item_ids)
     items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
@@ -63,7 +85,11 @@ def prepare(
     info = DomainInfo(
         format_version=FORMAT_VERSION,
         name=name or path.resolve().name,
-        source=dict(raw.source),
+        source={
+            **raw.source,
+            **({"without": without.name} if without else {}),
+            **({"split": _ratio(shares)} if shares else {}),
+        },
         images=_images_location(raw.images, path),
         seed=seed,
         k_core=k_core,
@@ -86,12 +112,25 @@ def prepare(
     return Domain.open(path)
 
 
-def _filter(log: _Log, k_core: int) -> tuple[_Log, dict[str, int]]:
-    """What rules 2 and 3 leave, and how much they drop."""
+def _shared_items(raw: RawData, other: Domain | None) -> np.ndarray | None:
+    """Bool [items of the source]: those that the other Domain has; None: there is no other."""
+    if other is None:
+        return None
+    shared: np.ndarray = pc.is_in(raw.item_ids, value_set=pa.array(other.item_ids(), pa.string())).to_numpy(False)
+    return shared
+
+
+def _filter(log: _Log, k_core: int, unwanted: np.ndarray | None) -> tuple[_Log, dict[str, int]]:
+    """What rules 2 to 4 leave, and how much they drop."""
     if not len(log):
         raise BivrecError("there are no interactions; check the files")
     # Every name for a log keeps it in memory, and of 90 million interactions it takes 1.4 GB.
     read = len(log)
+    if unwanted is not None:
+        log = log.where(~unwanted[log.items])
+        if not len(log):
+            raise BivrecError("all items are in the Domain that is to be left out; leave --without out")
+    wanted = len(log)
     log = log.where(~_repeated(log))
     unique = len(log)
     users, items = np.bincount(log.users), np.bincount(log.items)
@@ -106,7 +145,8 @@ def _filter(log: _Log, k_core: int) -> tuple[_Log, dict[str, int]]:
             "items; lower --k-core"
         )
     return log, {
-        "duplicate_interactions": read - unique,
+        **({} if unwanted is None else {"interactions_with_other_domain": read - wanted}),
+        "duplicate_interactions": wanted - unique,
         "k_core_users": int(num_users - np.count_nonzero(users)),
         "k_core_items": int(num_items - np.count_nonzero(items)),
         "k_core_interactions": unique - len(log),
@@ -156,23 +196,30 @@ def _repeated(log: _Log) -> np.ndarray:
     return repeated
 
 
-def _split(log: _Log, given: np.ndarray | None, num_users: int, seed: int) -> np.ndarray:
-    """Int8 [num_users]: position in SPLITS, -1 for users without interactions."""
+def _given_split(log: _Log, given: np.ndarray) -> np.ndarray:
+    """Int8 [users]: position in SPLITS, -1 for users without interactions, as the source gives it."""
+    split = np.where(np.bincount(log.users, minlength=len(given)) > 0, given, np.int8(-1))
+    if not (split == 0).any():
+        raise BivrecError("no training users are left; check the split column, or lower --k-core")
+    return split
+
+
+def _split(log: _Log, num_users: int, shares: Shares, seed: int) -> np.ndarray:
+    """The same by shares of the users."""
     split = np.full(num_users, -1, np.int8)
     users = np.flatnonzero(np.bincount(log.users, minlength=num_users))
-    if given is not None:
-        split[users] = given[users]
-        if not (split == 0).any():
-            raise BivrecError("no training users are left; check the split column, or lower --k-core")
-        return split
-    if len(users) < len(SPLITS):
-        raise BivrecError(f"{len(users)} users are left, at least {len(SPLITS)} are needed to split; lower --k-core")
+    validation, test = (max(1, len(users) * share // sum(shares)) for share in shares[1:])
+    if len(users) <= validation + test:
+        raise BivrecError(f"{len(users)} users are left, too few to split {_ratio(shares)}; lower --k-core")
     shuffled = np.random.default_rng(seed).permutation(users)
-    tenth = max(1, len(users) // 10)
     split[shuffled] = 0
-    split[shuffled[-2 * tenth : -tenth]] = 1
-    split[shuffled[-tenth:]] = 2
+    split[shuffled[-validation - test : -test]] = 1
+    split[shuffled[-test:]] = 2
     return split
+
+
+def _ratio(shares: Shares) -> str:
+    return ":".join(map(str, shares))
 
 
 def _popularity_index(log: _Log, user_split: np.ndarray, item_ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
