@@ -132,10 +132,11 @@ def _work(job: Job, log: Path, device: str | None, threads: int) -> None:
         os.environ[_DEVICES] = device
     torch.set_num_threads(threads)
     try:
-        if job.path.exists():
+        if job.path.exists() and Run.open(job.path).checkpoint("last").exists():
             resume(job.path)
         else:
-            pretrain(Domain.open(job.domain), job.path, job.config)
+            # A Run without a checkpoint was killed before it began.
+            pretrain(Domain.open(job.domain), job.path, job.config, overwrite=job.path.exists())
     except BivrecError as fault:
         print(fault, flush=True)
         sys.exit(1)

@@ -222,7 +222,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(target: Domain, tmp_path: 
     command = [sys.executable, "-m", "bivrec", "compare", str(target.path), *options]
     runs = [tmp_path / f"study/runs/target/pure-id/seed-{seed}" for seed in (0, 1)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(runs[1] / "last.safetensors", process)
+        wait_for(runs[1] / "best.safetensors", process)
         process.send_signal(signal.SIGKILL)
     assert runs[0].joinpath("results.json").exists()
     assert not (tmp_path / "study/comparison.csv").exists()
@@ -259,7 +259,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(target: Domain, tmp_path: Path) -> N
     run = tmp_path / "study/runs/target/pure-id/seed-0"
 
     def interrupt() -> None:
-        while not (run / "last.safetensors").exists():
+        while not (run / "best.safetensors").exists():
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -283,6 +283,15 @@ def test_a_crash_is_a_complaint(target: Domain, tmp_path: Path, compared: Path) 
     (complaint,) = failed.values()
     assert "not a Domain" in complaint
     assert complaint in heard[0]
+
+
+def test_a_run_that_was_killed_before_it_began_is_begun(compared: Path, target: Domain, tmp_path: Path) -> None:
+    whole = Run.open(next((compared / "runs").rglob("run.json")).parent)
+    killed = tmp_path / "runs" / "killed"
+    killed.mkdir(parents=True)
+    shutil.copy(whole.path / "run.json", killed)
+    assert not run_jobs([Job(target.path, killed, whole.config)], tmp_path, 1, lambda line: None)
+    assert same(weights(Run.open(killed)), weights(whole))
 
 
 def test_under_accelerate_launch_it_refuses(target: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

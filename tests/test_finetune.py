@@ -248,6 +248,25 @@ def test_a_resumed_finetuning_continues_bit_for_bit(
     assert same(weights(straight), weights(resume(tmp_path / "broken")))
 
 
+def test_a_finetuning_killed_in_its_first_step_starts_again_from_the_tower(
+    artefact: Tower, target: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finetune_config(recipe(steps=4, id_init="spectral"), artefact)
+    straight = finetune(target, tmp_path / "straight", config, artefact)
+    with monkeypatch.context() as patch:
+        patch.setattr("bivrec.training.loop.Trainer._step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(target, tmp_path / "broken", config, artefact)
+    assert same(weights(straight), weights(resume(tmp_path / "broken")))
+
+
+def test_a_run_without_a_checkpoint_does_not_resume(artefact: Tower, target: Domain, tmp_path: Path) -> None:
+    run = finetune(target, tmp_path / "run", finetune_config(recipe(steps=1), artefact), artefact)
+    run.checkpoint("last").unlink()
+    with pytest.raises(BivrecError, match="ended before its first checkpoint; start anew with --overwrite"):
+        resume(run.path)
+
+
 # Zero-shot
 
 

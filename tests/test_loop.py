@@ -127,7 +127,7 @@ def test_ctrl_c_of_a_command(source: Domain, tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "broken" / "last.safetensors").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "broken" / "best.safetensors").exists() and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)

@@ -178,7 +178,7 @@ def test_ctrl_c_of_the_launcher_saves(source: Domain, tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "run" / "best.safetensors").exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

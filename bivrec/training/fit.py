@@ -57,6 +57,8 @@ def fit(
     keep_freed_memory()
     if path.exists() and not (overwrite or resume):
         raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
+    if resume and not Run.open(path).checkpoint("last").exists():
+        raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
     accelerator = make_accelerator(str(path), tracker)
     set_seed(config.training.seed)
     model = make_model().to(accelerator.device)

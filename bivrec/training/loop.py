@@ -110,7 +110,7 @@ class Trainer:
         Raises BivrecError if the loss is not finite.
         """
         self._run = run
-        if resume and self._run.checkpoint("last").exists():
+        if resume:
             self._progress = load_checkpoint(self._run.checkpoint("last"), self._model, self._optimizer)
         if self._accelerator.is_main_process:
             self._run.forget_metrics_after(self._progress.step)
@@ -125,6 +125,9 @@ class Trainer:
         )
         report = _Report()
         with _interrupt_flag() as interrupted, bar:
+            if not resume:
+                # Published weights and a spectral table are here, and are not made again when a Run is resumed.
+                self._save("last", self._optimizer)
             while self._progress.step < settings.steps and not self._progress.finished:
                 parts = self._step(self._progress.step)
                 self._progress.step += 1
