@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bivrec.training import losses
 from bivrec.training.losses import Repeats, softmax_loss
@@ -231,3 +232,23 @@ def test_in_half_precision_the_softmax_is_float32(scored_by: str) -> None:
         found = full_softmax_loss(interests, targets, catalogue, scored_by)
     expected = torch.nn.functional.cross_entropy(catalogue.T.expand(ROWS, -1), targets, reduction="sum")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@all_scorings
+def test_in_half_precision_gradients_are_summed_over_chunks_in_full(
+    monkeypatch: pytest.MonkeyPatch, scored_by: str
+) -> None:
+    """Readers that agree push the candidates one way, so a sum in bfloat16 would stop growing."""
+    generator = torch.Generator().manual_seed(3)
+    common = torch.randn(16, generator=generator)
+    interests = common + 0.3 * torch.randn(1500, 2, 16, generator=generator)
+    catalogue = torch.randn(40, 16, generator=generator, requires_grad=True)
+    targets = torch.randint(40, (1500,), generator=generator)
+    expected = torch.autograd.grad(full_softmax_loss(interests, targets, catalogue, scored_by), catalogue)[0]
+    monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", 2 * 2 * 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        projected = functional.linear(catalogue, torch.eye(16))
+        loss = full_softmax_loss(interests, targets, projected, scored_by)
+    assert projected.dtype == torch.bfloat16
+    found = torch.autograd.grad(loss, catalogue)[0]
+    assert (found - expected).norm() < 0.02 * expected.norm()

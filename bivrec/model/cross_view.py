@@ -53,7 +53,9 @@ def contrastive_loss(
     own = torch.arange(first_row, first_row + len(id_view), device=id_view.device)
     losses = []
     for anchors, candidates in ((id_view, all_mm), (mm_view, all_id)):
-        logits = (scale * anchors @ candidates.T).float()
+        # Logits of up to 100 that are rounded to bfloat16 would be off by tenths.
+        with torch.autocast(anchors.device.type, enabled=False):
+            logits = scale * anchors.float() @ candidates.float().T
         # A repeated row keeps its own positive finite; its loss is not counted below.
         left_out = ~is_first.unsqueeze(0) & (own.unsqueeze(1) != torch.arange(len(all_users), device=own.device))
         losses.append(functional.cross_entropy(logits.masked_fill(left_out, -torch.inf), own, reduction="none"))

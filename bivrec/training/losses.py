@@ -14,6 +14,8 @@ from torch import Tensor
 
 LOGITS_PER_CHUNK = 2**20
 """Logits that are held at once: small enough for a processor's cache, large enough for efficient products."""
+LOGITS_PER_CHUNK_ON_GPU = 2**26
+"""The same on a GPU, where starting a small product takes longer than the product."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,15 @@ class _Softmax(torch.autograd.Function):
         repeats: Repeats | None,
         mixture: bool,
     ) -> Tensor:
-        gradients = tuple(torch.zeros_like(part) for part in (readers, targets, candidates, bias))
+        parts = (readers, targets, candidates, bias)
+        # In bfloat16, a sum over hundreds of chunks would stop growing.
+        gradients = [torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32)) for part in parts]
         loss = torch.zeros((), device=readers.device)
         kind = readers.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else readers.dtype
         factors = candidates.to(half)
-        step = max(1, LOGITS_PER_CHUNK // (readers.shape[1] * len(candidates)))
+        logits = LOGITS_PER_CHUNK if kind == "cpu" else LOGITS_PER_CHUNK_ON_GPU
+        step = max(1, logits // (readers.shape[1] * len(candidates)))
         for first in range(0, len(readers), step):
             rows = slice(first, first + step)
             chunk = _Chunk(readers[rows], targets[rows], factors)
@@ -100,7 +105,7 @@ class _Softmax(torch.autograd.Function):
             chunk.add_candidate_gradient(gradients[2])
             if had is not None:
                 gradients[3].add_(chunk.mean_gain(*had))
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*(gradient.to(part.dtype) for gradient, part in zip(gradients, parts, strict=True)))
         return loss
 
     @staticmethod
