@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+
 from bivrec.artefact import BiVRec as PublishedBiVRec
 from bivrec.artefact import load
 from bivrec.baselines.floors import fit_floor
@@ -43,7 +45,7 @@ def named_scorers(
         name_of_run = path.name if names.count(path.name) == 1 else str(path)
         if zero_shot:
             _refuse_id(name_of_run, view)
-            yield f"{name_of_run} zero-shot", ModelScorer(zero_shot_model(domain, tower_of_run(run)), "mm")
+            yield f"{name_of_run} zero-shot", _scorer(zero_shot_model(domain, tower_of_run(run)), "mm")
         else:
             for name, scorer in _views(run.load_model(domain), view):
                 yield f"{name_of_run} {name}", scorer
@@ -58,7 +60,7 @@ def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Itera
         model = model.tower
     _refuse_id(source, view)
     own = model.catalogue == domain_record(domain)["catalogue"] and not zero_shot
-    yield "mm" if own else "zero-shot", ModelScorer(zero_shot_model(domain, model), "mm")
+    yield "mm" if own else "zero-shot", _scorer(zero_shot_model(domain, model), "mm")
 
 
 def _refuse_id(name: str, view: str) -> None:
@@ -69,4 +71,9 @@ def _refuse_id(name: str, view: str) -> None:
 
 def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:
     for name in rankable_views(model) if view == "all" else (view,):
-        yield name, ModelScorer(model, name)
+        yield name, _scorer(model, name)
+
+
+def _scorer(model: BiVRec, view: str) -> ModelScorer:
+    """Where this process computes: on its GPU, if it has one."""
+    return ModelScorer(model.to(PartialState().device), view)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from accelerate import PartialState
 
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
@@ -178,11 +178,10 @@ class Workshop:
 
     def models(self, training: Training, domain: Domain) -> Iterator[tuple[int, BiVRec]]:
         """Seeds and best weights of the trainings that have ended; on another Domain their multimodal tower alone."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         for seed, run in self.finished(training):
             at_home = domain.path == training.domain.path
             model = run.load_model(domain) if at_home else zero_shot_model(domain, tower_of_run(run))
-            yield seed, model.to(device)
+            yield seed, model.to(PartialState().device)
 
     def measure(self, study: Study, failed: dict[str, str], report: Callable[[str], None]) -> list[Measured]:
         """Rank with every entry of which a training has ended, under both protocols.
