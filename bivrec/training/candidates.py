@@ -46,15 +46,15 @@ class CandidateSampler:
             # The inverse of the cumulative distribution of the log-uniform law P(i) = log((i + 1) / i) / log(V + 1).
             drawn = uniform * self._num_items + 1 if kind == "uniform" else (self._num_items + 1) ** uniform
             items = torch.from_numpy(np.clip(drawn.astype(np.int64), 1, self._num_items)).to(targets.device)
-        return Candidates(torch.unique(items), self._inclusion(len(items)).to(targets.device))
+        return Candidates(torch.unique(items), self._inclusion(len(items), targets.device))
 
-    def _inclusion(self, draws: int) -> Tensor:
+    def _inclusion(self, draws: int, device: torch.device) -> Tensor:
         """[V + 1]: logarithm of the probability of being among `draws` items; kept, since most steps draw as many."""
         if draws != self._draws:
             # Of n draws, an item with probability p is in the sample with 1 - (1 - p)^n. Where n p is large,
             # correcting by n p and keeping repetitions would favour the frequent items.
             inclusion = -torch.expm1(draws * torch.log1p(-self._probability))
-            self._draws, self._log_inclusion = draws, inclusion.log().float()
+            self._draws, self._log_inclusion = draws, inclusion.log().float().to(device)
         return self._log_inclusion
 
     def _probabilities(self, item_counts: np.ndarray) -> np.ndarray:

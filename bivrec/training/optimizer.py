@@ -63,7 +63,7 @@ class _Rowwise(Optimizer):
         state["step"] += 1
         rows, values = gradient.indices()[0], gradient.values()
         first, second = group["betas"]
-        step = state["step"].item()
+        step = state["step"]
         weights = parameter[rows]
         if isinstance(self, AdamW):
             weights *= 1 - group["lr"] * group["weight_decay"]
@@ -71,8 +71,9 @@ class _Rowwise(Optimizer):
             values = values.add(weights, alpha=group["weight_decay"])
         mean = state["exp_avg"][rows].lerp_(values, 1 - first)
         square = state["exp_avg_sq"][rows].mul_(second).addcmul_(values, values, value=1 - second)
-        spread = square.sqrt().div_(math.sqrt(1 - second**step)).add_(group["eps"])
-        weights.addcdiv_(mean, spread, value=-group["lr"] / (1 - first**step))
+        # The count stays on the device: to read it would wait for all that is under way there.
+        spread = square.sqrt().div_((1 - second**step).sqrt()).add_(group["eps"])
+        weights.sub_((mean / spread).mul_(group["lr"] / (1 - first**step)))
         for whole, part in ((state["exp_avg"], mean), (state["exp_avg_sq"], square), (parameter, weights)):
             whole.index_copy_(0, rows, part)
 
