@@ -33,22 +33,35 @@ class SequenceMixer(nn.Module):
         return mixed
 
 
-class ChannelMixer(nn.Module):
-    """x + W_4 GELU(W_3 norm(x)) along the last axis."""
+def _perceptron(width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), Dropout(dropout))
 
-    def __init__(self, width: int, dropout: float) -> None:
+
+class ChannelMixer(nn.Module):
+    """x + W_4 GELU(W_3 norm(x)) along the channels."""
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mixer = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-            Dropout(dropout),
-        )
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.mixer = _perceptron(config.hidden_size, config.dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mixed tokens [..., W]."""
-        mixed: Tensor = tokens + self.mixer(tokens)
+        """Mixed tokens [..., D]."""
+        mixed: Tensor = tokens + self.mixer(self.norm(tokens))
+        return mixed
+
+
+class FusionMixer(nn.Module):
+    """x + W_6 GELU(W_5 norm(x)) across the modalities; of the two or three of them alone, a norm would leave signs."""
+
+    def __init__(self, config: ModelConfig, num_parts: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.mixer = _perceptron(num_parts, config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mixed modalities [B, 1 + M, D]."""
+        mixed: Tensor = tokens + self.mixer(self.norm(tokens).transpose(1, 2)).transpose(1, 2)
         return mixed
 
 
@@ -58,9 +71,7 @@ class FeatureMixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sequence = nn.ModuleList(SequenceMixer(config) for _ in range(config.num_layers))
-        self.channels = nn.ModuleList(
-            ChannelMixer(config.hidden_size, config.dropout) for _ in range(config.num_layers)
-        )
+        self.channels = nn.ModuleList(ChannelMixer(config) for _ in range(config.num_layers))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Mixed tokens [B, N, D]; mask [B, N]."""
@@ -78,13 +89,13 @@ class MMMLP(nn.Module):
     def __init__(self, config: ModelConfig, num_modalities: int) -> None:
         super().__init__()
         self.feature_mixers = nn.ModuleList(FeatureMixer(config) for _ in range(1 + num_modalities))
-        self.fusion_mixer = ChannelMixer(1 + num_modalities, config.dropout)
-        self.channel_mixer = ChannelMixer(config.hidden_size, config.dropout)
+        self.fusion_mixer = FusionMixer(config, 1 + num_modalities)
+        self.channel_mixer = ChannelMixer(config)
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, items: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
         """One interest [B, 1, 1, D] of each history; items [B, N, (1 + M) D]: IDs, then M modalities."""
         parts = zip(self.feature_mixers, items.tensor_split(len(self.feature_mixers), dim=-1), strict=True)
-        latest = torch.stack([mixer(part, mask)[:, -1] for mixer, part in parts], -1)
-        fused = self.channel_mixer(self.fusion_mixer(latest).transpose(1, 2))
+        latest = torch.stack([mixer(part, mask)[:, -1] for mixer, part in parts], 1)
+        fused = self.channel_mixer(self.fusion_mixer(latest))
         return one_interest(self.norm(fused.mean(1)).unsqueeze(1), mask)
