@@ -26,6 +26,12 @@ def test_neighbours_are_independent() -> None:
         assert abs(lane.mean().item()) < 5 * (0.21 / 100_000) ** 0.5
 
 
+@pytest.mark.parametrize("rate", [1e-5, 7e-6, 1e-6, 1e-9])
+def test_a_tiny_rate_drops_next_to_nothing(rate: float) -> None:
+    torch.manual_seed(1)
+    assert Dropout(rate)(torch.ones(10_000)).mean().item() > 0.99
+
+
 def test_the_seed_of_torch_decides() -> None:
     def draw(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)

@@ -34,6 +34,8 @@ def keep_mask(shape: torch.Size, rate: float, dtype: torch.dtype) -> Tensor:
     `bernoulli_` draws value by value, which takes a quarter of a training step; here a draw of 64 bits serves four.
     """
     kept = max(1, round((1 - rate) * LEVELS))
+    if kept == LEVELS:
+        return torch.ones(shape, dtype=dtype)
     count = math.prod(shape)
     # From the lowest to no bound: all 64 bits are random; without bounds the sign would always be positive.
     lanes = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
