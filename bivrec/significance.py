@@ -11,7 +11,7 @@ import numpy.typing as npt
 PerUser = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
-_CHUNK = 500
+_DRAWS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def paired_bootstrap(differences: PerUser, resamples: int = RESAMPLES, seed: int
     num_users = len(differences)
     generator = np.random.default_rng(seed)
     below = above = np.zeros(differences.shape[1])
-    for first in range(0, resamples, _CHUNK):
-        count = min(_CHUNK, resamples - first)
+    chunk = max(1, _DRAWS_AT_ONCE // num_users)
+    for first in range(0, resamples, chunk):
+        count = min(chunk, resamples - first)
         drawn = generator.integers(num_users, size=(count, num_users))
         # The same resample for all columns; how often each user was drawn times the differences is a matrix product.
         rows = np.arange(count)[:, None] * num_users
