@@ -161,7 +161,12 @@ class TrainingConfig:
     views: tuple[str, ...] = _setting(("id", "mm"), "views that are trained", choices=VIEWS)
     steps: int = _setting(2000, "optimiser steps at most", low=1)
     batch_size: int = _setting(128, "sequences per optimiser step, over all processes", low=1)
-    accumulate: int = _setting(1, "micro-batches per optimiser step", low=1)
+    accumulate: int = _setting(
+        1,
+        "micro-batches per optimiser step; contrastive negatives, in-batch candidates and the balance of the two views "
+        "are those of a micro-batch",
+        low=1,
+    )
     targets_per_sequence: int | None = _setting(
         None, "positions of a sequence that are targets in a step (null: all; a history readout has one)", low=1
     )
