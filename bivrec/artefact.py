@@ -46,6 +46,8 @@ from bivrec.weights import read_weights, size_of, write_weights
 
 CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
 ITEMS_FILE, CARD_FILE = "items.json", "README.md"
+MARKS = (CONFIG_FILE, RESULTS_FILE)
+"""Files that every folder of a published model holds, and folders of other libraries' models do not."""
 OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE, ITEMS_FILE, "training_curve.png")
 TOWER_PREFIX = "towers.mm."
 """Names of the weights of a joint model's multimodal tower begin so."""
@@ -108,7 +110,7 @@ class _Published:
 
         Raises BivrecError if the folder exists, unless `overwrite`; then it is replaced at the end.
         """
-        with new_folder(Path(folder), overwrite) as staging:
+        with new_folder(Path(folder), overwrite, marks=MARKS) as staging:
             self.write(staging, Path(folder).name)
 
     def push_to_hub(

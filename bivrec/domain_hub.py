@@ -32,7 +32,7 @@ def publish_domain(
     """
     domain.verify()
     if not is_repository(destination):
-        with new_folder(Path(destination), overwrite) as staging:
+        with new_folder(Path(destination), overwrite, marks=(INFO_FILE, CARD_FILE)) as staging:
             _fill(staging, domain, Path(destination).name, shutil.copyfile)
         return destination
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from bivrec.errors import BivrecError
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends without error.
 
-    Raises BivrecError if `path` exists, unless `overwrite`; then the old folder is replaced at the end.
+    `overwrite` replaces the old folder at the end. Raises BivrecError like `check_new_folder`.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise BivrecError(f"{path}: exists already; choose another folder or pass --overwrite")
+    check_new_folder(path, overwrite, marks=marks)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -40,6 +39,44 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if staging.exists():
             _remove(staging)
+
+
+def check_new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()) -> None:
+    """Raise BivrecError if `new_folder` may not make `path`.
+
+    marks: files that every folder of its kind holds. `overwrite` replaces a folder that holds them all, or is empty,
+    and nothing else: whatever bivrec did not make is the user's. Without marks nothing is replaced.
+    """
+    _check_parent(path)
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not path.is_dir():
+        raise BivrecError(f"{path}: is a file; choose another folder, or remove it by hand")
+    if not (overwrite and marks):
+        advice = " or pass --overwrite" if marks else ""
+        raise BivrecError(f"{path}: exists already; choose another folder{advice}")
+    absent = [mark for mark in marks if not (path / mark).is_file()]
+    if absent and (held := sorted(entry.name for entry in path.iterdir())):
+        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+        raise BivrecError(
+            f"{path}: holds {', '.join(held[:3])}{more}, but no {absent[0]}, so that --overwrite does not replace it; "
+            "choose another folder, or remove it by hand"
+        )
+
+
+def check_new_file(path: Path) -> None:
+    """Raise BivrecError if `new_file` cannot make `path`; a file that is there may be replaced."""
+    _check_parent(path)
+    if path.is_dir():
+        raise BivrecError(f"{path}: is a folder; choose another file")
+
+
+def _check_parent(path: Path) -> None:
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise BivrecError(f"{path}: {parent} is a file, not a folder; choose another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BivrecError(f"{path}: no right to write in {parent}; choose another place")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Unpack
 
-from bivrec.artefact import CARD_FILE, TOWER_PREFIX, BiVRec, PushOptions, Tower, push_files, tower_config
+from bivrec.artefact import CARD_FILE, MARKS, TOWER_PREFIX, BiVRec, PushOptions, Tower, push_files, tower_config
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
 from bivrec.baselines.towers import tower_views
 from bivrec.card_facts import card_facts, draw_training_curve
@@ -69,7 +69,7 @@ def publish(
     the other options are as of `push_to_hub`. Returns the folder, or the address of the commit or pull request.
     """
     if not is_repository(destination):
-        with new_folder(Path(destination), overwrite) as staging:
+        with new_folder(Path(destination), overwrite, marks=MARKS) as staging:
             _write(run, kind, staging, Path(destination).name)
         return str(Path(destination))
     with tempfile.TemporaryDirectory() as staging:

@@ -134,6 +134,38 @@ def test_resume(chain: Path, tmp_path: Path, command: str) -> None:
     assert run.results() == Run.open(chain / name).results()
 
 
+MADE_BY_OTHERS = {
+    "prepare synthetic": "prepare synthetic --to {0} --users 30 --target-users 30 --no-images --overwrite",
+    "pretrain": "pretrain {chain}/world/source --to {0} --overwrite",
+    "finetune": "finetune {chain}/world/target --from-hub {chain}/tower --to {0} --overwrite",
+    "publish": "publish {chain}/pretrained --to {0} --overwrite",
+    "publish-domain": "publish-domain {chain}/world/source --to {0} --overwrite",
+    "quickstart": "quickstart --to {0} --overwrite",
+}
+
+
+@pytest.mark.parametrize("command", MADE_BY_OTHERS.values(), ids=MADE_BY_OTHERS)
+def test_overwrite_replaces_nothing_of_another_kind(chain: Path, tmp_path: Path, command: str) -> None:
+    # A folder of models of other libraries, of all Runs or Domains, of a project that holds a world, and a file.
+    others = [tmp_path / name for name in ("bert", "runs", "domains", "project", "table.csv")]
+    others[0].mkdir()
+    (others[0] / "config.json").write_text("{}")
+    for folder, name in ((others[1], "pretrained"), (others[2], "world/source"), (others[3], "world")):
+        shutil.copytree(chain / name, folder / Path(name).name)
+    (others[3] / "thesis.txt").write_text("years of work")
+    others[4].write_text("user_id,item_id,timestamp\n")
+    before = whole_tree(tmp_path)
+    for other in others:
+        assert fail(*command.format(other, chain=chain).split()).startswith(f"Error: {other}")
+    assert whole_tree(tmp_path) == before
+
+
+def test_a_run_and_a_published_model_are_not_the_same(chain: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(chain / "pretrained", tmp_path / "run")
+    assert "no config.json" in fail("publish", run, "--to", run, "--overwrite")
+    assert Run.open(run).results()
+
+
 def test_overwrite(chain: Path, tmp_path: Path) -> None:
     for _ in range(2):
         succeed("publish", chain / "pretrained", "--to", tmp_path / "tower", "--overwrite")

@@ -21,6 +21,19 @@ def test_tables(run, interactions_csv, tmp_path):
     assert Domain.open(tmp_path / "shop").info.users == {"train": 8, "validation": 1, "test": 1}
 
 
+def test_overwrite_spares_what_is_no_domain(run, interactions_csv, tmp_path):
+    options = ("--interactions", interactions_csv, "--overwrite", "--to")
+    for _ in range(2):
+        assert run("tables", *options, tmp_path / "domains" / "shop").exit_code == 0
+    for place in (tmp_path / "domains", interactions_csv):
+        result = run("tables", *options, place)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {place}: ")
+        assert len(result.output.splitlines()) == 1
+    assert Domain.open(tmp_path / "domains" / "shop").name == "shop"
+    assert interactions_csv.read_text().startswith("user_id")
+
+
 def test_column_options(run, tmp_path):
     rows = "\n".join(f"{user},{item},{item}" for user in range(5) for item in range(5))
     (tmp_path / "t.csv").write_text("u,i,t\n" + rows)

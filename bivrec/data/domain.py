@@ -32,6 +32,8 @@ from bivrec.repository import fetch
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 INFO_FILE = "domain.json"
+MARKS = (INFO_FILE,)
+"""Files that every folder of a Domain holds."""
 FEATURES_FILE = "features.safetensors"
 CATALOGUE_FILE = "items/data-00000-of-00001.arrow"
 HUB_PREFIX = "hub:"

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.config import MODALITIES
-from bivrec.data.domain import FORMAT_VERSION, SPLITS, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.domain import FORMAT_VERSION, MARKS, SPLITS, Domain, DomainInfo, Sequences, write_domain
 from bivrec.data.images import find_images
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.errors import BivrecError
-from bivrec.files import new_folder
+from bivrec.files import check_new_folder, new_folder
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def prepare(
     path = Path(path)
     if k_core < 0 or seed < 0:
         raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
-    if path.exists() and not overwrite:
-        raise BivrecError(f"{path}: exists already; choose another folder or pass --overwrite")
+    check_new_folder(path, overwrite, marks=MARKS)
     if shares and raw.splits is not None:
         raise BivrecError("the split column splits the users already; leave --split or --split-column out")
     user_order, user_rank = _by_id(raw.user_ids)
@@ -107,7 +106,7 @@ def prepare(
         features={},
         files={},
     )
-    with new_folder(path, overwrite) as staging:
+    with new_folder(path, overwrite, marks=MARKS) as staging:
         write_domain(staging, info, sequences, items)
     return Domain.open(path)
 

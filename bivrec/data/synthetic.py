@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bivrec.data.domain import Domain
+from bivrec.data.domain import INFO_FILE, Domain
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.errors import BivrecError
@@ -181,7 +181,7 @@ def write_world(
     """Write the Domains `folder`/source and `folder`/target of one world, and the tars of their images beside them."""
     world = World.create(topics, seed)
     folder = Path(folder)
-    with new_folder(folder, overwrite) as staging:
+    with new_folder(folder, overwrite, marks=[f"{name}/{INFO_FILE}" for name in ("source", "target")]) as staging:
         for name, size in (("source", source), ("target", target)):
             drawn = world.domain(name, size)
             tar = staging / f"{name}-images.tar"

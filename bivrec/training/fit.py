@@ -24,13 +24,13 @@ from bivrec.evaluation.fusion import fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
-from bivrec.files import write_json
+from bivrec.files import check_new_folder, write_json
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
-from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record
+from bivrec.training.run import FORMAT_VERSION, MARKS, Run, RunInfo, domain_record
 
 RESULT_KS = (10, 20, 50)
 
@@ -57,7 +57,9 @@ def fit(
     keep_freed_memory()
     if path.exists() and not (overwrite or resume):
         raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
-    if resume and not Run.open(path).checkpoint("last").exists():
+    if not resume:
+        check_new_folder(path, overwrite, marks=MARKS)
+    elif not Run.open(path).checkpoint("last").exists():
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
     accelerator = make_accelerator(str(path), tracker)
     set_seed(config.training.seed)

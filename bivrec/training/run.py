@@ -26,6 +26,8 @@ from bivrec.training.checkpoint import Progress, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
+MARKS = ("run.json",)
+"""Files that every folder of a Run holds."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Run:
     @classmethod
     def create(cls, path: Path, info: RunInfo, overwrite: bool = False) -> Run:
         """Make the folder of a new Run. Raises BivrecError if it exists, unless `overwrite`."""
-        with new_folder(path, overwrite) as staging:
+        with new_folder(path, overwrite, marks=MARKS) as staging:
             write_json(staging / "run.json", asdict(info))
         return cls(Path(path), info)
 

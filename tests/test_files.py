@@ -1,0 +1,66 @@
+"""What is replaced by `--overwrite`: what bivrec made of the same kind, and nothing of the user's."""
+
+from pathlib import Path
+
+import pytest
+
+from bivrec.errors import BivrecError
+from bivrec.files import check_new_file, new_folder
+
+
+def write(path: Path, text: str = "old") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_of_its_kind_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "mark.json")
+    write(tmp_path / "d" / "more")
+    with new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging:
+        write(staging / "mark.json", "new")
+        assert (tmp_path / "d" / "more").exists()
+    assert [path.read_text() for path in (tmp_path / "d").iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging:
+        write(staging / "mark.json")
+    assert (tmp_path / "d" / "mark.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "overwrite", "marks", "complaint"),
+    [
+        ("d/photo.png", True, ["mark.json"], "holds photo.png, but no mark.json"),
+        ("d/inner/mark.json", True, ["mark.json"], "holds inner, but no mark.json"),
+        ("d/mark.json/x", True, ["mark.json"], "holds mark.json, but no mark.json"),
+        ("d/mark.json", True, ["mark.json", "other.json"], "but no other.json"),
+        ("d/mark.json", False, ["mark.json"], "exists already; choose another folder or pass --overwrite"),
+        ("d/mark.json", True, [], "exists already; choose another folder$"),
+        ("d", True, ["mark.json"], "d: is a file"),
+        ("d", False, ["mark.json"], "d: is a file"),
+    ],
+)
+def test_nothing_else_is_replaced(tmp_path: Path, held: str, overwrite: bool, marks: list[str], complaint: str) -> None:
+    kept = write(tmp_path / held)
+    with (
+        pytest.raises(BivrecError, match=complaint) as fault,
+        new_folder(tmp_path / "d", overwrite=overwrite, marks=marks),
+    ):
+        pytest.fail("the work began")
+    assert "\n" not in str(fault.value)
+    assert kept.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_a_place_below_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "f")
+    with pytest.raises(BivrecError, match="f is a file, not a folder"), new_folder(tmp_path / "f" / "a" / "b"):
+        pytest.fail("the work began")
+    with pytest.raises(BivrecError, match="f is a file, not a folder"):
+        check_new_file(tmp_path / "f" / "a.csv")
+    with pytest.raises(BivrecError, match="is a folder; choose another file"):
+        check_new_file(tmp_path)
