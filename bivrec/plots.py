@@ -8,14 +8,18 @@ from typing import Any
 
 from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
-from bivrec.files import new_file
+from bivrec.files import check_new_file, new_file
 from bivrec.training.run import Run
 
 GREY, BLUE = "#b0b0b0", "#3b6ea5"
 
 
 def plot_comparison(path: Path, results: Mapping[str, Mapping[str, float]], metric: str, title: str) -> None:
-    """A horizontal bar for each system's value of a metric, in percent, in the given order; PNG."""
+    """A horizontal bar for each system's value of a metric, in percent, in the given order; PNG.
+
+    Raises BivrecError like `check_picture`.
+    """
+    check_picture(path)
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(results) + 1.2), layout="constrained")
     values = [100 * metrics[metric] for metrics in results.values()]
@@ -33,8 +37,10 @@ def plot_comparison(path: Path, results: Mapping[str, Mapping[str, float]], metr
 def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str, view: str = "all") -> None:
     """The validation metric of Runs over optimiser steps, by name and view; of a single Run, also its best step; PNG.
 
-    view: id, mm, both, or all that a Run has. Raises BivrecError for a Run that lacks the view or the metric.
+    view: id, mm, both, or all that a Run has. Raises BivrecError for a Run that lacks the view or the metric, and
+    like `check_picture`.
     """
+    check_picture(path)
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for name, run in runs.items():
@@ -50,6 +56,14 @@ def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str, 
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
+
+
+def check_picture(path: Path) -> None:
+    """Raise BivrecError if no picture can be drawn into `path`, which must end in .png, or matplotlib is absent."""
+    if path.suffix.lower() != ".png":
+        raise BivrecError(f"{path}: unknown format '{path.suffix}'; pictures are .png")
+    check_new_file(path)
+    load_pyplot()
 
 
 def _validations(run: Run, metric: str, view: str) -> dict[str, list[tuple[int, float]]]:

@@ -18,7 +18,7 @@ from bivrec.data.domain import Domain, Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import Scorer, top_k
-from bivrec.files import new_file
+from bivrec.files import check_new_file, new_file
 
 ROWS_AT_ONCE = 100_000
 """Fewest rows that are written together, such as a row group of Parquet."""
@@ -96,6 +96,7 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     """Raise BivrecError if recommendations cannot be written to `path`: before a model is loaded for nothing."""
     if path.suffix not in WRITERS:
         raise BivrecError(f"{path}: unknown format '{path.suffix}'; expected {', '.join(WRITERS)}")
+    check_new_file(path)
     if path.exists() and not overwrite:
         raise BivrecError(f"{path}: exists already; choose another file or pass --overwrite")
 

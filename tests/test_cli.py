@@ -290,7 +290,8 @@ def whole_tree(*folders: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-# Words in braces are folders of the chain; {new} must not exist afterwards.
+# Words in braces are folders of the chain; {new} must not exist afterwards, and that it is no Domain is found out only
+# when a ranking begins.
 WRONG = {
     "prepare into a folder that exists": ("prepare synthetic --to {chain}/world", "exists already"),
     "prepare an impossible world": ("prepare synthetic --to {new} --users 3", "expected at least 10 users"),
@@ -360,15 +361,22 @@ WRONG = {
     "evaluate zero-shot without features": ("evaluate {bare} --from-hub {tower}", "features differ"),
     "evaluate contents without features": ("evaluate {bare} --floor content-knn", "no text features"),
     "evaluate into a folder that exists": (
-        "evaluate {target} --floor popularity --per-user {run}",
-        "exists already",
+        "evaluate {new} --floor popularity --per-user {run}",
+        "exists already; choose another folder",
     ),
-    "plot no Run": ("plot {tower} --to {new}", "not a Run"),
-    "plot a Run before its first evaluation": ("plot {untrained} --to {new}", "not evaluated yet"),
-    "plot a metric that is not there": ("plot {run} --to {new} --metric recall@3", "choose one of recall@20"),
-    "plot a view that is not there": ("plot {id} --to {new} --view mm", "no view mm; it has id"),
-    "plot into a folder": ("evaluate {target} --floor popularity --plot {run}", "{run}"),
-    "plot below a file": ("evaluate {target} --floor popularity --plot {file}/p.png", "{file}"),
+    "evaluate into a file": ("evaluate {new} --floor popularity --per-user {file}", "{file}: is a file"),
+    "plot no Run": ("plot {tower} --to {new}.png", "not a Run"),
+    "plot a Run before its first evaluation": ("plot {untrained} --to {new}.png", "not evaluated yet"),
+    "plot a metric that is not there": ("plot {run} --to {new}.png --metric recall@3", "choose one of recall@20"),
+    "plot a view that is not there": ("plot {id} --to {new}.png --view mm", "no view mm; it has id"),
+    "plot into a folder": ("evaluate {new} --floor popularity --plot {dot_png}", "is a folder"),
+    "plot in another format": ("plot {run} --to {new}.jpg", "unknown format '.jpg'; pictures are .png"),
+    "evaluate and plot in another format": (
+        "evaluate {new} --floor popularity --plot {new}.svg",
+        "unknown format '.svg'; pictures are .png",
+    ),
+    "recommend into a folder": ("recommend {source} --run {run} --to {dot_csv} --overwrite", "is a folder"),
+    "plot below a file": ("evaluate {new} --floor popularity --plot {file}/p.png", "{file}"),
     "show no recipe": ("recipes show nonesuch", "no such recipe"),
     "show a recipe with an unknown key": ("recipes show pretrain/default --set model.x=1", "unknown key"),
     "quickstart into a folder that exists": ("quickstart --to {run}", "exists already"),
@@ -392,7 +400,11 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         "untrained": new_run(tmp_path / "untrained", source, Run.open(chain / "pretrained").config).path,
         "file": tmp_path / "file",
         "new": tmp_path / "new",
+        "dot_png": tmp_path / "folder.png",
+        "dot_csv": tmp_path / "folder.csv",
     }
+    for name in ("dot_png", "dot_csv"):
+        places[name].mkdir()
     if "{id} --view" in command:
         # The catalogue must be that of the Run, or another fault comes first.
         places["source"] = Path(id_only.info.domain["path"])

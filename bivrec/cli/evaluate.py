@@ -53,11 +53,18 @@ def evaluate(
     from bivrec.evaluation.protocol import EvaluationUsers
     from bivrec.evaluation.ranking import evaluate as rank
     from bivrec.evaluation.ranking import write_per_user
-    from bivrec.files import new_folder
+    from bivrec.files import check_new_folder, new_folder
     from bivrec.scorers import named_scorers
 
     if not (runs or sources or floors):
         raise BivrecError("nothing to evaluate: give --run, --from-hub or --floor")
+    # Before the ranking, which may take long.
+    if per_user is not None:
+        check_new_folder(per_user)
+    if plot is not None:
+        from bivrec.plots import check_picture, plot_comparison
+
+        check_picture(plot)
     opened = Domain.open(domain)
     users = EvaluationUsers.from_sequences(opened.sequences(split))
     if cold is not None:
@@ -66,19 +73,18 @@ def evaluate(
         name: rank(scorer, users, ks, remove_seen)
         for name, scorer in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot)
     }
+    metrics = {name: result.metrics for name, result in results.items()}
+    # Printed first, so that a full disk does not lose it.
+    if as_json:
+        click.echo(json.dumps({"domain": opened.name, "split": split, "users": len(users), "results": metrics}))
+    else:
+        click.echo(results_table(metrics, "model"))
+        skipped = f", {users.skipped} with fewer than 2 items left out" if users.skipped else ""
+        click.echo(f"{len(users)} {split} users of {opened.name}{skipped}; {opened.num_items} items ranked")
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, result in results.items():
                 write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, result)
-    metrics = {name: result.metrics for name, result in results.items()}
     if plot is not None:
-        from bivrec.plots import plot_comparison
-
         metric = f"recall@{20 if 20 in ks else ks[0]}"
         plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
-    if as_json:
-        click.echo(json.dumps({"domain": opened.name, "split": split, "users": len(users), "results": metrics}))
-        return
-    click.echo(results_table(metrics, "model"))
-    skipped = f", {users.skipped} with fewer than 2 items left out" if users.skipped else ""
-    click.echo(f"{len(users)} {split} users of {opened.name}{skipped}; {opened.num_items} items ranked")
