@@ -55,6 +55,41 @@ def test_other_names_and_types(tmp_path):
     assert as_rows(raw) == [("1", "7", 10**9), ("2", "8", 10**9)]
 
 
+DATES = (
+    "2023-11-14 22:50:02",
+    "2024-01-01",
+    "2023-11-14T22:50:02Z",
+    "2023-11-14T22:50:02.75+00:00",
+    "2023-11-14T23:50:02.123456789+0100",
+    "2023-11-14 22:50",
+    "1969-12-31",
+    "2024-02-29T00:00:00-05:30",
+)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "jsonl", "parquet"])
+def test_dates_as_text(tmp_path, suffix):
+    users = [f"u{place}" for place in range(len(DATES))]
+    table = pa.table({"user_id": users, "item_id": ["x"] * len(DATES), "timestamp": DATES})
+    moments = [datetime.datetime.fromisoformat(date) for date in DATES]
+    in_zone = [moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC) for moment in moments]
+    expected = [int(moment.timestamp()) for moment in in_zone]
+    read = read_tables(write(table, tmp_path / f"t.{suffix}"))
+    assert read.timestamps.tolist() == expected
+    # As a column of dates says it, whose type Parquet keeps.
+    typed = table.set_column(2, "timestamp", pa.array(in_zone, pa.timestamp("us", "UTC")))
+    assert read_tables(write(typed, tmp_path / "typed.parquet")).timestamps.tolist() == expected
+
+
+def test_integers_and_dates_in_one_column(tmp_path):
+    rows = "".join(f"u{row},x,{row}\n" for row in range(200_000))
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + rows + "a,x,2023-11-14\n")
+    assert read_tables(tmp_path / "t.csv").timestamps.tolist() == [*range(200_000), 1699920000]
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + rows + "a,x,14.11.2023\n")
+    with pytest.raises(BivrecError, match=r"t\.csv: row 200002: timestamp '14\.11\.2023': expected an integer or a"):
+        read_tables(tmp_path / "t.csv")
+
+
 def test_ids_are_text_as_written(tmp_path):
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n007,NA,1\n")
     assert as_rows(read_tables(tmp_path / "t.csv")) == [("007", "NA", 1)]
@@ -103,7 +138,11 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", HEAD + "a,y,soon\n", r"t\.csv: cannot be read: In CSV column #2: Row #3: .* invalid value 'soon'"),
+        ("t.csv", HEAD + "a,y,soon\n", r"t\.csv: row 3: timestamp 'soon': expected an integer or a date such as 2023-"),
+        ("t.csv", HEAD + "a,y,2023-02-30\n", r"t\.csv: row 3: timestamp '2023-02-30': expected an integer or a date"),
+        ("t.csv", HEAD + "a,y,1.5\n", r"t\.csv: row 3: timestamp '1\.5': expected an integer or a date"),
+        ("t.csv", HEAD + f"a,y,{2**63}\n", rf"t\.csv: row 3: timestamp '{2**63}': expected an integer or a date"),
+        ("t.csv", HEAD + "a,y,2023-01-01\na,z\n", r"Row #4: Expected 3 columns, got 2: a,z"),
         ("t.csv", HEAD + "a,y\n", r"Row #3: Expected 3 columns, got 2: a,y"),
         ("t.csv", HEAD + "a,,2\n", r"t\.csv: row 3: item_id is empty: expected an id"),
         ("t.csv", HEAD + "a,y,\n", r"row 3: timestamp is empty: expected an integer or a date"),
@@ -116,6 +155,11 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
         ("t.parquet", "not Parquet", r"t\.parquet: cannot be read"),
         ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id": 1}\n', r"row 2: no 'item_id', 'timest"),
         ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": "x"}\n', r"row 1: timestamp 'x': expected an integer"),
+        (
+            "t.jsonl",
+            '{"user_id": 1, "item_id": 2, "timestamp": 3}\n\n{"user_id": 1, "item_id": 2, "timestamp": "2023-13-01"}\n',
+            r"row 3: timestamp '2023-13-01': expected an integer",
+        ),
         ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": null}\n', r"row 1: timestamp is empty"),
         ("t.jsonl", '{"user_id": \n', r"t\.jsonl: row 1: not valid JSON"),
         ("t.jsonl", "[1]\n", r"row 1: expected one JSON object a line, found '\[1\]'"),
@@ -129,8 +173,8 @@ def test_faults(tmp_path, name, content, message):
 
 
 def test_wrong_type(tmp_path):
-    table = pa.table({"user_id": ["a"], "item_id": ["x"], "timestamp": ["2001-09-09"]})
-    with pytest.raises(BivrecError, match=r"column 'timestamp' is of type string: expected an integer or a date"):
+    table = pa.table({"user_id": ["a"], "item_id": ["x"], "timestamp": [True]})
+    with pytest.raises(BivrecError, match=r"column 'timestamp' is of type bool: expected an integer or a date"):
         read_tables(write(table, tmp_path / "t.parquet"))
 
 

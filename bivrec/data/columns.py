@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from bivrec.data.times import EXPECTED_TIME, read_times
 from bivrec.errors import BivrecError
 
 # Ids repeat, so they are held as codes into a dictionary: 25M strings would not fit the memory that their codes need.
@@ -28,7 +30,7 @@ TIME = pa.int64()
 INTEGER = pa.int32()
 EXPECTED = {
     ID: "an id (a string or an integer)",
-    TIME: "an integer or a date",
+    TIME: EXPECTED_TIME,
     INTEGER: "an integer",
     TEXT: "a string",
 }
@@ -48,7 +50,8 @@ def read_columns(
 ) -> pa.Table:
     """The required columns and those of the optional ones that there are.
 
-    Ids and timestamps must not be empty. A timestamp is an integer, or of a date type (then in seconds since 1970).
+    Ids and timestamps must not be empty. A timestamp is an integer, or a date, of such a type or as text of ISO 8601
+    (then in seconds since 1970, UTC).
     Raises BivrecError if a file cannot be read, a required column is missing, or a value is of the wrong kind.
     """
     optional = optional or {}
@@ -143,11 +146,21 @@ def read_delimited(
         found = column_names(path)
         _check_columns(path, required, found)
         types = {name: kind for name, kind in types.items() if name in found}
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
-    )
+
+    def table_of(types: Mapping[str, pa.DataType]) -> pa.Table:
+        convert = pa_csv.ConvertOptions(
+            include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
+        )
+        return pa_csv.read_csv(stream or path, read_options=read, parse_options=parse, convert_options=convert)
+
     with _faults_of(path):
-        table = pa_csv.read_csv(stream or path, read_options=read, parse_options=parse, convert_options=convert)
+        try:
+            table = table_of(types)
+        except pa.ArrowInvalid:
+            if stream is not None or TIME not in types.values():
+                raise
+            # Perhaps times are dates. Integers, as most are, are read several times faster as such.
+            table = table_of({name: TEXT if kind == TIME else kind for name, kind in types.items()})
     return _checked(path, table, types, first_row=1 if names else 2)
 
 
@@ -175,7 +188,11 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
                     raise BivrecError(
                         f"{path}: row {row}: {name} {_short(values[name])}: expected {EXPECTED[kind]}; mend the row"
                     )
-        columns = [_json_column([values.get(name) for _, values in block], kind) for name, kind in types.items()]
+        numbers = [row for row, _ in block]
+        columns = [
+            _json_column([values.get(name) for _, values in block], kind, partial(_place, path, name, numbers))
+            for name, kind in types.items()
+        ]
         chunks.append(pa.table(columns, names=list(types)))
     if not chunks:
         raise BivrecError(f"{path}: the file is empty")
@@ -186,10 +203,12 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
     return _checked(path, table, types, first_row=1)
 
 
-def _json_column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if kind == TIME:
+def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], str]) -> pa.Array:
+    if kind == TIME and not any(isinstance(value, str) for value in values):
         return pa.array(values, TIME)
     strings = pa.array([None if value is None else str(value) for value in values], pa.string())
+    if kind == TIME:
+        return read_times(pa.chunked_array([strings]), where).combine_chunks()
     return strings.dictionary_encode() if kind == ID else strings
 
 
@@ -198,7 +217,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
         return True
     if isinstance(value, bool) or (isinstance(value, int) and kind == TIME and value.bit_length() > 63):
         return False
-    return isinstance(value, {ID: int | str, TIME: int, TEXT: str}[kind])
+    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str}[kind])
 
 
 def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], first_row: int) -> pa.Table:
@@ -209,6 +228,10 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
             raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
+        if kind == TIME and _is_text(column.type):
+            where = partial(_place, path, name, range(first_row, first_row + len(column)))
+            columns.append(read_times(column, where))
+            continue
         with _faults_of(path):
             columns.append(_cast(column, kind, f"{path}: column '{name}'"))
     return pa.table(columns, names=list(types))
@@ -218,7 +241,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     found = column.type
     if found == kind or pa.types.is_null(found):
         return column.cast(kind)
-    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    is_text = _is_text(found)
     if kind == TIME and (pa.types.is_timestamp(found) or pa.types.is_date(found)):
         return column.cast(pa.timestamp("s"), safe=False).cast(TIME)
     if kind == TIME and (pa.types.is_integer(found) or pa.types.is_floating(found)):
@@ -228,6 +251,14 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     if (kind == ID and pa.types.is_dictionary(found)) or (kind == TEXT and is_text):
         return column.cast(kind)
     raise BivrecError(f"{where} is of type {found}: expected {EXPECTED[kind]}; convert the column")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _place(path: Path, name: str, rows: Sequence[int], place: int) -> str:
+    return f"{path}: row {rows[place]}: {name}"
 
 
 def _check_columns(path: Path, required: Sequence[str], found: Sequence[str]) -> None:
