@@ -15,6 +15,8 @@ import torch
 from stages import bivrec, succeed
 
 from bivrec.data.domain import SPLITS, Domain, Sequences
+from bivrec.data.histories import read_histories
+from bivrec.data.tables import Columns
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.recommend import recommend, write_recommendations
@@ -232,7 +234,8 @@ def test_without_timestamps_the_rows_are_in_order(
             pq.write_table(renamed, history)
         else:
             history.write_text("".join(json.dumps(row) + "\n" for row in renamed.to_pylist()))
-        columns = ("--user-column", "who", "--item-column", "what", "--timestamp-column", "when")
+        times = ("--timestamp-column", "when") if "when" in renamed.column_names else ()
+        columns = ("--user-column", "who", "--item-column", "what", *times)
         out = tmp_path / f"{name}.parquet"
         succeed("recommend", *model, "--history", history, *columns, "--to", out, "--k", 3)
         lists.append(lists_of(read(out)))
@@ -254,6 +257,18 @@ def test_items_that_the_domain_does_not_have_are_counted(model: list[object], so
     assert "user a: 2 interactions" in shown
 
 
+def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Path) -> None:
+    items = source.item_ids()[:3]
+    dates = ("2024-01-03", "2023-12-31T23:30:00-01:00", "2024-01-01 00:00:00")
+    rows = "".join(f"a,{item},{date}\n" for item, date in zip(items, dates, strict=True))
+    (tmp_path / "h.csv").write_text(f"user_id,item_id,when\n{rows}")
+    read = read_histories(tmp_path / "h.csv", source, Columns(timestamp="when"), timed=True).users
+    assert [source.item_ids()[item - 1] for item in read[0]] == [items[2], items[1], items[0]]
+    options = ("--history", tmp_path / "h.csv", "--timestamp-column", "when", "--user", "a", "--k", 3)
+    shown = succeed("recommend", *model, *options).splitlines()
+    assert [line.split()[0] for line in shown[1:4]] == [items[2], items[1], items[0]]
+
+
 # What is wrong
 
 
@@ -266,6 +281,10 @@ def test_items_that_the_domain_does_not_have_are_counted(model: list[object], so
         ("--history {new} --to {new}.csv", "unknown format ''"),
         ("--history {new}.csv --to {new}.csv", "{new}.csv: no such file"),
         ("--history {nameless} --to {new}.csv", "{nameless}: no column 'user_id', 'item_id'; found 'u', 'i'"),
+        (
+            "--history {h} --timestamp-column when --to {new}.csv",
+            "{h}: no column 'when'; found 'user_id', 'item_id'; name the right columns by the options",
+        ),
         ("--to {new}.csv --k 100000", "k = 100000: expected 1 to "),
         ("--to {new}.xlsx", "{new}.xlsx: unknown format '.xlsx'; expected .parquet, .csv, .jsonl"),
         ("--to {h}", "{h}: exists already; choose another file or pass --overwrite"),

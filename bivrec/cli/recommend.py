@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
 from bivrec.errors import BivrecError
@@ -47,7 +48,9 @@ RECENT = 10
 @click.option("--remove-seen/--keep-seen", default=True, help="Whether to leave out the items of a user's history.")
 @click.option("--titles", is_flag=True, help="Also write the titles of the items.")
 @overwrite_option
+@click.pass_context
 def recommend(
+    ctx: click.Context,
     domain: Path | str,
     run: Path | None,
     source: str | None,
@@ -82,7 +85,8 @@ def recommend(
     if to is not None:
         check_output(to, overwrite=overwrite)
     opened = Domain.open(domain)
-    users = _users(opened, split or "test", user_ids, history, columns)
+    timed = ctx.get_parameter_source("timestamp_column") == ParameterSource.COMMANDLINE
+    users = _users(opened, split or "test", user_ids, history, columns, timed)
     name, scorer = _scorer(opened, run, source, view, zero_shot)
     tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles or to is None)
     if to is not None:
@@ -93,7 +97,7 @@ def recommend(
 
 
 def _users(
-    domain: Domain, split: str, user_ids: Sequence[str], history: Path | None, columns: dict[str, Any]
+    domain: Domain, split: str, user_ids: Sequence[str], history: Path | None, columns: dict[str, Any], timed: bool
 ) -> Sequences:
     from bivrec.data.histories import find_users, read_histories, users_of_domain
     from bivrec.data.tables import Columns
@@ -101,7 +105,7 @@ def _users(
     if history is None:
         return users_of_domain(domain, user_ids) if user_ids else domain.sequences(split)
     names = {option.removesuffix("_column"): column for option, column in columns.items()}
-    read = read_histories(history, domain, Columns(**names))
+    read = read_histories(history, domain, Columns(**names), timed=timed)
     if read.unknown_items:
         click.echo(
             f"Warning: {read.unknown_item}; left out {read.unknown_items:,} such interactions, and "

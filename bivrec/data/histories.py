@@ -32,15 +32,16 @@ class ReadHistories:
     """Users of whom nothing is left without them."""
 
 
-def read_histories(path: Path, domain: Domain, columns: Columns | None = None) -> ReadHistories:
+def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *, timed: bool = False) -> ReadHistories:
     """Read interactions (CSV, TSV, Parquet or JSON lines, a file or a folder of parts) of users of any kind.
 
-    They are ordered by timestamp where the file has one, then by row. Items that the Domain does not have, such as
-    those that came after its preparation, are left out and counted.
+    They are ordered by timestamp where the file has one, as it must if `timed`, then by row. Items that the Domain does
+    not have, such as those that came after its preparation, are left out and counted.
     Raises BivrecError for unreadable files, missing columns, bad values, and if the Domain has none of the items.
     """
     columns = columns or Columns()
-    table = read_columns(path, {columns.user: ID, columns.item: ID}, {columns.timestamp: TIME})
+    ids, times = {columns.user: ID, columns.item: ID}, {columns.timestamp: TIME}
+    table = read_columns(path, ids | times if timed else ids, times)
     user_codes, user_ids = encode_ids(table[columns.user])
     item_codes, item_ids = encode_ids(table[columns.item])
     # Index 0, padding, stands for no item of the Domain.
@@ -54,16 +55,16 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None) -
         example = f"{path}: interaction {row + 1}: item '{item_ids[int(item_codes[row])]}' is not in {domain.name}"
     if not len(rows):
         raise BivrecError(example or f"{path}: no interactions; expected rows of {columns.user} and {columns.item}")
-    times = table[columns.timestamp].to_numpy() if columns.timestamp in table.column_names else np.arange(len(items))
+    seconds = table[columns.timestamp].to_numpy() if columns.timestamp in table.column_names else np.arange(len(items))
     order = pc.sort_indices(user_ids).to_numpy()
     rank = np.argsort(order)[user_codes]
-    rows = rows[np.lexsort((times[rows], rank[rows]))]
+    rows = rows[np.lexsort((seconds[rows], rank[rows]))]
     lengths = np.bincount(rank[rows], minlength=len(user_ids))
     ids = user_ids.take(pa.array(order)).filter(pa.array(lengths > 0))
     users = Sequences(
         offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
         items=items[rows].astype(np.int32),
-        timestamps=times[rows].astype(np.int64),
+        timestamps=seconds[rows].astype(np.int64),
         user_ids=ids.to_pylist(),
     )
     return ReadHistories(users, len(unknown), example, int((lengths == 0).sum()))
