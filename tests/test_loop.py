@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from stages import NOISELESS, config, interrupt_at, same, settings, train_losses
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
-from bivrec.data.domain import Domain
+from bivrec.data.domain import SPLITS, Domain, write_domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import EvaluationResult
 from bivrec.pretrain import pretrain, resume
@@ -299,6 +300,21 @@ def test_overwrite_starts_anew(source: Domain, tmp_path: Path) -> None:
     run = pretrain(source, tmp_path / "run", with_steps(1, 1), overwrite=True)
     assert run.progress("last").step == 1
     assert {line["step"] for line in run.metrics()} == {1}
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_users_that_cannot_be_evaluated_are_an_error_at_once(small_domain: Domain, tmp_path: Path, split: str) -> None:
+    sequences = {name: small_domain.sequences(name) for name in SPLITS}
+    users = sequences[split]
+    firsts = users.offsets[:-1]
+    sequences[split] = dataclasses.replace(
+        users, offsets=np.arange(len(users) + 1), items=users.items[firsts], timestamps=users.timestamps[firsts]
+    )
+    (tmp_path / "short").mkdir()
+    write_domain(tmp_path / "short", small_domain.info, sequences, small_domain.item_table().data.table)
+    with pytest.raises(BivrecError, match=f"short: no {split} user has 2 interactions or more"):
+        pretrain(Domain.open(tmp_path / "short"), tmp_path / "run", config(training={"views": ["id"]}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_domain_without_features_leaves_nothing_behind(small_domain: Domain, tmp_path: Path) -> None:

@@ -157,6 +157,33 @@ def test_too_few_users_to_split(tmp_path):
         prepare(raw_data([("a", "x", 1), ("b", "x", 1)]), tmp_path / "d", k_core=0)
 
 
+@pytest.mark.parametrize(
+    ("k_core", "advice"), [(0, "prepare more data$"), (2, "prepare more data, or lower --k-core$")]
+)
+def test_advice_on_too_few_users(tmp_path, k_core, advice):
+    rows = [(user, item, 1) for user in "ab" for item in "xy"]
+    with pytest.raises(BivrecError, match=advice):
+        prepare(raw_data(rows), tmp_path / "d", k_core=k_core)
+
+
+@pytest.mark.parametrize(
+    ("splits", "k_core", "fault"),
+    [
+        ([0, 0, 2, 2], 0, "no validation users with 2 interactions or more are left; check the split column$"),
+        ([0, 0, 1, 1], 0, "no test users with 2 interactions or more are left; check the split column$"),
+        ([0, 0, 1, 2], 0, "no test users with 2 interactions or more are left; check the split column$"),
+        ([1, 1, 2, 0], 2, "no train users are left; check the split column, or lower --k-core$"),
+    ],
+)
+def test_a_given_split_must_leave_users_to_train_on_and_to_evaluate(tmp_path, splits, k_core, fault):
+    # The last user has a single interaction.
+    rows = [(user, item, 1) for user in "abc" for item in "xy"] + [("d", "x", 1)]
+    raw = raw_data(rows, splits=np.array(splits, np.int8))
+    with pytest.raises(BivrecError, match=fault):
+        prepare(raw, tmp_path / "d", k_core=k_core)
+    assert not (tmp_path / "d").exists()
+
+
 def test_existing_folder_is_kept_unless_overwritten(tmp_path):
     raw = raw_data(random_rows())
     prepare(raw, tmp_path / "d")

@@ -148,7 +148,7 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
         ("t.csv", HEAD + "a,y,\n", r"row 3: timestamp is empty: expected an integer or a date"),
         ("t.csv", "user_id,asin,timestamp\n", r"no column 'item_id'; found 'user_id', 'asin', 'timestamp'"),
         ("t.csv", "", r"t\.csv: cannot be read: Empty CSV file"),
-        ("t.csv", "user_id,item_id,timestamp\n", r"there are no interactions"),
+        ("t.csv", "user_id,item_id,timestamp\n", r"t\.csv: there are no interactions"),
         ("t.xlsx", "", r"unknown format '\.xlsx'; expected \.parquet"),
         ("t.csv.gz", "not compressed", r"t\.csv\.gz: cannot be read: .*incorrect header"),
         ("t.jsonl.gz", "not compressed", r"t\.jsonl\.gz: after row 0: cannot be read"),

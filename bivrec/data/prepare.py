@@ -62,7 +62,8 @@ def prepare(
     """Prepare `raw` by the rules of this module and write the Domain to `path`; `name` defaults to the folder's.
 
     without: a Domain whose items (by id) are left out. shares: of the users; 8:1:1 unless the source splits them.
-    Raises BivrecError if nothing is left, if too few users are left to split, or if they are to be split twice.
+    Raises BivrecError if nothing is left, if too few users are left to split, if they are to be split twice, or if the
+    source's own split leaves nobody to train on or to evaluate.
     """
     path = Path(path)
     if k_core < 0 or seed < 0:
@@ -70,13 +71,15 @@ def prepare(
     check_new_folder(path, overwrite, marks=MARKS)
     if shares and raw.splits is not None:
         raise BivrecError("the split column splits the users already; leave --split or --split-column out")
+    if not len(raw.users):
+        raise BivrecError(f"{_file_names(raw)}: there are no interactions; check what was given")
     user_order, user_rank = _by_id(raw.user_ids)
     log, dropped = _filter(_in_time_order(raw, user_rank), k_core, _shared_items(raw, without))
     if raw.splits is None:
         shares = shares or DEFAULT_SHARES
-        user_split = _split(log, len(user_order), shares, seed)
+        user_split = _split(log, len(user_order), shares, seed, k_core)
     else:
-        user_split = _given_split(log, raw.splits[user_order])
+        user_split = _given_split(log, raw.splits[user_order], k_core)
     item_index, item_codes = _popularity_index(log, user_split, raw.item_ids)
     items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
@@ -121,8 +124,6 @@ def _shared_items(raw: RawData, other: Domain | None) -> np.ndarray | None:
 
 def _filter(log: _Log, k_core: int, unwanted: np.ndarray | None) -> tuple[_Log, dict[str, int]]:
     """What rules 2 to 4 leave, and how much they drop."""
-    if not len(log):
-        raise BivrecError("there are no interactions; check the files")
     # Every name for a log keeps it in memory, and of 90 million interactions it takes 1.4 GB.
     read = len(log)
     if unwanted is not None:
@@ -195,21 +196,33 @@ def _repeated(log: _Log) -> np.ndarray:
     return repeated
 
 
-def _given_split(log: _Log, given: np.ndarray) -> np.ndarray:
+def _given_split(log: _Log, given: np.ndarray, k_core: int) -> np.ndarray:
     """Int8 [users]: position in SPLITS, -1 for users without interactions, as the source gives it."""
-    split = np.where(np.bincount(log.users, minlength=len(given)) > 0, given, np.int8(-1))
-    if not (split == 0).any():
-        raise BivrecError("no training users are left; check the split column, or lower --k-core")
+    lengths = np.bincount(log.users, minlength=len(given))
+    split = np.where(lengths > 0, given, np.int8(-1))
+    # Of a user who is evaluated, one interaction at least is the history and one the target.
+    for place, (name, fewest) in enumerate(zip(SPLITS, (1, 2, 2), strict=True)):
+        if not (lengths[split == place] >= fewest).any():
+            enough = " with 2 interactions or more" if fewest == 2 else ""
+            advice = ", or lower --k-core" if k_core > 1 else ""
+            raise BivrecError(f"no {name} users{enough} are left; check the split column{advice}")
     return split
 
 
-def _split(log: _Log, num_users: int, shares: Shares, seed: int) -> np.ndarray:
+def _file_names(raw: RawData) -> str:
+    """Of the interactions."""
+    names = raw.source.get("interactions", raw.source["reader"])
+    return names if isinstance(names, str) else ", ".join(names)
+
+
+def _split(log: _Log, num_users: int, shares: Shares, seed: int, k_core: int) -> np.ndarray:
     """The same by shares of the users."""
     split = np.full(num_users, -1, np.int8)
     users = np.flatnonzero(np.bincount(log.users, minlength=num_users))
     validation, test = (max(1, len(users) * share // sum(shares)) for share in shares[1:])
     if len(users) <= validation + test:
-        raise BivrecError(f"{len(users)} users are left, too few to split {_ratio(shares)}; lower --k-core")
+        advice = "prepare more data, or lower --k-core" if k_core > 1 else "prepare more data"
+        raise BivrecError(f"{len(users)} users are left, too few to split {_ratio(shares)}; {advice}")
     shuffled = np.random.default_rng(seed).permutation(users)
     split[shuffled] = 0
     split[shuffled[-validation - test : -test]] = 1

@@ -52,7 +52,8 @@ def fit(
     """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
 
     features: specification of what the multimodal view reads, by modality; none for the ID view alone.
-    Raises BivrecError if `path` exists (unless `overwrite` or `resume`), or the training fails.
+    Raises BivrecError if `path` exists (unless `overwrite` or `resume`), the Domain has no user to evaluate, or the
+    training fails.
     """
     keep_freed_memory()
     if path.exists() and not (overwrite or resume):
@@ -61,6 +62,7 @@ def fit(
         check_new_folder(path, overwrite, marks=MARKS)
     elif not Run.open(path).checkpoint("last").exists():
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
+    _check_evaluable(domain)
     accelerator = make_accelerator(str(path), tracker)
     set_seed(config.training.seed)
     model = make_model().to(accelerator.device)
@@ -86,6 +88,15 @@ def fit(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
+
+
+def _check_evaluable(domain: Domain) -> None:
+    for split in ("validation", "test"):
+        if not len(EvaluationUsers.from_sequences(domain.sequences(split))):
+            raise BivrecError(
+                f"{domain.location}: no {split} user has 2 interactions or more, so that the training could not be "
+                "evaluated; prepare the Domain from more data, or with another split"
+            )
 
 
 @torch.no_grad()
