@@ -8,7 +8,7 @@ import pytest
 import torch
 from stages import config, encode, new_run, same, untrained, weights
 
-from bivrec.data.domain import Domain
+from bivrec.data.domain import SPLITS, Domain, write_domain
 from bivrec.errors import BivrecError
 from bivrec.pretrain import pretrain
 from bivrec.training.run import Run
@@ -124,7 +124,15 @@ def test_spoilt_description(copy: Run, change: dict[str, Any], message: str) -> 
     assert message in open_fault(copy.path)
 
 
-@pytest.mark.parametrize("change", [{"domain": {}}, {"domain": None}, {"features": {"text": {"size": 3}}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"domain": {}},
+        {"domain": None},
+        {"domain": {"catalogue": "x", "users": None}},
+        {"features": {"text": {"size": 3}}},
+    ],
+)
 def test_spoilt_provenance(copy: Run, source: Domain, change: dict[str, Any]) -> None:
     spoil(copy, change)
     with pytest.raises(BivrecError, match=r"run\.json"):
@@ -161,6 +169,27 @@ def test_another_catalogue_is_refused(pretrained: Run, target: Domain) -> None:
     with pytest.raises(BivrecError, match=r"was trained on the items of source .*, not on those of") as caught:
         pretrained.load_model(target)
     assert str(target.path) in str(caught.value)
+
+
+def test_a_domain_that_was_prepared_anew_is_refused(pretrained: Run, source: Domain, tmp_path: Path) -> None:
+    """With the same items, but without the last test user."""
+    sequences = {split: source.sequences(split) for split in SPLITS}
+    users = sequences["test"]
+    cut = users.offsets[-2]
+    sequences["test"] = dataclasses.replace(
+        users,
+        offsets=users.offsets[:-1],
+        items=users.items[:cut],
+        timestamps=users.timestamps[:cut],
+        user_ids=users.user_ids[:-1],
+    )
+    info = dataclasses.replace(source.info, users={**source.info.users, "test": len(users) - 1})
+    shutil.copytree(source.path, tmp_path / "anew", ignore=shutil.ignore_patterns("sequences", "items", "domain.json"))
+    write_domain(tmp_path / "anew", info, sequences, source.item_table().data.table)
+    with pytest.raises(BivrecError, match="anew: was prepared anew since the training of ") as caught:
+        pretrained.load_model(Domain.open(tmp_path / "anew"))
+    assert f"{len(users) - 1} test users now" in str(caught.value)
+    assert f"{len(users)} test then" in str(caught.value)
 
 
 def test_other_features_are_refused_and_both_sides_named(pretrained: Run, source: Domain, tmp_path: Path) -> None:

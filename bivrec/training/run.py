@@ -60,6 +60,10 @@ class Run:
         self.feature_specs = {name: FeatureSpec(**spec) for name, spec in info.features.items()}
         """Specification of the features that the multimodal view reads, by modality."""
         self._catalogue = str(info.domain["catalogue"])
+        self._counts = {
+            name: {split: int(count) for split, count in info.domain[name].items()}
+            for name in ("users", "interactions")
+        }
 
     @classmethod
     def create(cls, path: Path, info: RunInfo, overwrite: bool = False) -> Run:
@@ -100,12 +104,20 @@ class Run:
         return domain
 
     def check_domain(self, domain: Domain) -> None:
-        """Raise BivrecError unless a Domain has the catalogue of the training."""
-        if domain_record(domain)["catalogue"] != self._catalogue:
+        """Raise BivrecError unless a Domain has the catalogue of the training, and as many users and interactions."""
+        record = domain_record(domain)
+        if record["catalogue"] != self._catalogue:
             raise BivrecError(
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
                 f"not on those of {domain.location}; to use its tower there, evaluate with --zero-shot"
             )
+        # The same items may have other splits, in which users of the training are asked as if they were unknown.
+        for name, before in self._counts.items():
+            if record[name] != before:
+                raise BivrecError(
+                    f"{domain.location}: was prepared anew since the training of {self.path}: {_told(record[name])} "
+                    f"{name} now, {_told(before)} then; prepare it as it was, or train again"
+                )
 
     def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRec:
         """The trained model on the Domain of its training.
@@ -142,6 +154,10 @@ class Run:
         kept = [line for line in self.metrics() if line["step"] <= step]
         with new_file(self.path / "metrics.jsonl") as staging:
             staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
 def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> BiVRec:
