@@ -41,7 +41,7 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *
     """
     columns = columns or Columns()
     ids, times = {columns.user: ID, columns.item: ID}, {columns.timestamp: TIME}
-    table = read_columns(path, ids | times if timed else ids, times)
+    table = read_columns(path, ids | times) if timed else read_columns(path, ids, times)
     user_codes, user_ids = encode_ids(table[columns.user])
     item_codes, item_ids = encode_ids(table[columns.item])
     # Index 0, padding, stands for no item of the Domain.
