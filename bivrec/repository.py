@@ -83,7 +83,7 @@ def resolve(source: str, repo_type: str = "model") -> str | None:
     if Path(source).is_dir():
         return None
     name, revision = _parse(source)
-    with _one_line(source):
+    with _one_line(source, name if repo_type == "model" else None):
         return _resolve(name, revision, repo_type)
 
 
@@ -98,7 +98,7 @@ def fetch(source: str, names: Sequence[str], repo_type: str = "model", *, commit
     if Path(source).is_dir():
         return Fetched(Path(source), None)
     name, revision = _parse(source)
-    with _one_line(source):
+    with _one_line(source, name if repo_type == "model" else None):
         commit = commit or _resolve(name, revision, repo_type)
         # Offline only the cache is read, and nothing is written that a name could lead astray.
         if not huggingface_hub.is_offline_mode():
@@ -147,7 +147,7 @@ def push(
     if create_pr and tag:
         raise BivrecError(f"{repository}: a pull request cannot be tagged; tag the commit when it was merged")
     api, branch = HfApi(), revision or MAIN
-    with _one_line(repository):
+    with _one_line(repository, repository):
         _create_repository(api, repository, repo_type, private)
         refs = _patiently(lambda: api.list_repo_refs(repository, repo_type=repo_type))
         if tag in {ref.name for ref in refs.tags}:
@@ -279,11 +279,21 @@ def _patiently(ask: Callable[[], _Answer]) -> _Answer:
 
 
 @contextmanager
-def _one_line(subject: str) -> Iterator[None]:
+def _one_line(subject: str, folder: str | None = None) -> Iterator[None]:
+    """folder: what a user may have meant who gave the name of a repository that is not to be found."""
     try:
         yield
     except _FAULTS as fault:
-        raise BivrecError(f"{subject}: {_explain(fault)}") from None
+        advice = f"; for a folder write ./{folder}" if folder and _is_out_of_reach(fault) else ""
+        raise BivrecError(f"{subject}: {_explain(fault)}{advice}") from None
+
+
+def _is_out_of_reach(fault: BaseException) -> bool:
+    """Whether there is no such repository, or nobody could be asked."""
+    cause = _cause(fault)
+    if isinstance(cause, HfHubHTTPError):
+        return isinstance(cause, RepositoryNotFoundError) or cause.response.status_code == 401
+    return isinstance(cause, OfflineModeIsEnabled | _CONNECTION_FAULT)
 
 
 def _cause(fault: BaseException) -> BaseException:

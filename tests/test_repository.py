@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_repositories import READER, STRANGER
+from hub_repositories import OWNER, READER, STRANGER
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard
 
 from bivrec.errors import BivrecError
-from bivrec.repository import fetch, file_sizes, is_repository, push
+from bivrec.repository import fetch, file_sizes, is_repository, push, resolve
 
 NAME = "org/name"
 WEIGHTS = os.urandom(1_000_000)
@@ -181,7 +181,20 @@ def test_offline_and_only_a_part_is_in_the_cache(hub: HubServer, offline: Callab
 
 def test_unreachable(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert "not in the local cache, and the Hub cannot be reached" in fault(fetch, NAME, EVERYTHING)
+    for ask in (lambda name: fetch(name, EVERYTHING), resolve):
+        complaint = fault(ask, f"{NAME}@v1")
+        assert "not in the local cache, and the Hub cannot be reached" in complaint
+        assert complaint.endswith(f"; for a folder write ./{NAME}")
+    # hub:ORG/NAME of a Domain is never a folder.
+    assert "for a folder" not in fault(fetch, NAME, EVERYTHING, "dataset")
+
+
+@pytest.mark.parametrize("token", [OWNER, STRANGER])
+def test_a_folder_may_have_been_meant(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert fault(fetch, "pub/tower", EVERYTHING).endswith("; for a folder write ./pub/tower")
+    hub.commit(NAME, FILES)
+    assert "for a folder" not in fault(fetch, f"{NAME}@nosuch", EVERYTHING)
 
 
 def test_something_that_is_not_a_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +216,7 @@ def test_a_private_repository(hub: HubServer, tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv("HF_TOKEN", token)
         cache = tmp_path / f"cache-{token}"
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-        assert fault(fetch, f"{NAME}@v1", EVERYTHING) == f"{NAME}@v1: {advice}"
+        assert fault(fetch, f"{NAME}@v1", EVERYTHING) == f"{NAME}@v1: {advice}; for a folder write ./{NAME}"
         assert not cache.exists()
 
 
@@ -492,12 +505,14 @@ def test_a_name_that_the_hub_refuses(hub: HubServer, folder: Path) -> None:
 
 def test_pushing_offline(hub: HubServer, folder: Path, offline: Callable[[], None]) -> None:
     offline()
-    assert push_fault(folder) == f"{NAME}: HF_HUB_OFFLINE is set; unset it to use the Hub"
+    assert push_fault(folder) == f"{NAME}: HF_HUB_OFFLINE is set; unset it to use the Hub; for a folder write ./{NAME}"
 
 
 def test_pushing_to_nobody(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert "no connection to the Hub" in push_fault(folder)
+    complaint = push_fault(folder)
+    assert "no connection to the Hub" in complaint
+    assert complaint.endswith(f"; for a folder write ./{NAME}")
 
 
 # Pushes that fail
