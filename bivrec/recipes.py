@@ -47,6 +47,8 @@ def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = 
     else:
         full = name if "/" in name or stage is None else f"{stage}/{name}"
         if full not in recipe_names():
+            if of_stages := [known for known in recipe_names() if known.partition("/")[2] == name]:
+                raise BivrecError(f"{name}: a recipe belongs to a stage; say {' or '.join(of_stages)}")
             raise BivrecError(
                 f"--recipe {name}: no such recipe; there are {', '.join(recipe_names())}, or a .yaml file"
             )

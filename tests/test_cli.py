@@ -378,6 +378,10 @@ WRONG = {
     "recommend into a folder": ("recommend {source} --run {run} --to {dot_csv} --overwrite", "is a folder"),
     "plot below a file": ("evaluate {new} --floor popularity --plot {file}/p.png", "{file}"),
     "show no recipe": ("recipes show nonesuch", "no such recipe"),
+    "show a recipe without its stage": (
+        "recipes show quickstart",
+        "quickstart: a recipe belongs to a stage; say pretrain/quickstart or finetune/quickstart",
+    ),
     "show a recipe with an unknown key": ("recipes show pretrain/default --set model.x=1", "unknown key"),
     "quickstart into a folder that exists": ("quickstart --to {run}", "exists already"),
 }
