@@ -65,6 +65,14 @@ def test_without_the_items_of_another_domain(run, interactions_csv, tmp_path):
     assert domain.info.users == {"train": 4, "validation": 2, "test": 4}
 
 
+def test_leaving_out_what_is_no_domain(run, tmp_path):
+    """Said before anything is read."""
+    options = ("--interactions", tmp_path / "none.csv", "--without", tmp_path, "--to", tmp_path / "d")
+    result = run("tables", *options)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: --without {tmp_path}: not a Domain (no domain.json)")
+
+
 @pytest.mark.parametrize("split", ["8:1", "8:1:0", "8:1:x", "0.8:0.1:0.1"])
 def test_shares_are_three_whole_numbers(run, interactions_csv, tmp_path, split):
     result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", "--split", split)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
+from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
@@ -32,6 +33,17 @@ def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     return tuple(map(int, parts))
 
 
+def _open_domain(ctx: click.Context, parameter: click.Parameter, value: Path | str | None) -> Domain | None:
+    from bivrec.data.domain import Domain
+
+    if value is None:
+        return None
+    try:
+        return Domain.open(value)
+    except BivrecError as fault:
+        raise BivrecError(f"--without {fault}") from None
+
+
 def _domain_options(command: Command) -> Command:
     for option in (
         overwrite_option,
@@ -40,7 +52,7 @@ def _domain_options(command: Command) -> Command:
                      help="Shares of the users.  [default: 8:1:1]"),
         click.option("--k-core", default=5, type=click.IntRange(0),
                      help="Fewest interactions of every user and item that is kept (0: keep all)."),
-        click.option("--without", type=DOMAIN,
+        click.option("--without", type=DOMAIN, callback=_open_domain,
                      help="Leave out items that this Domain has, so that a tower trained on it meets none of them."),
         click.option("--name", help="Name of the Domain (default: that of its folder)."),
         click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write."),
@@ -151,11 +163,10 @@ def synthetic(
         _report(domain)
 
 
-def _prepare(raw: RawData, to: Path, without: Path | str | None, **options: Any) -> None:
-    from bivrec.data.domain import Domain
+def _prepare(raw: RawData, to: Path, **options: Any) -> None:
     from bivrec.data.prepare import prepare
 
-    _report(prepare(raw, to, without=None if without is None else Domain.open(without), **options))
+    _report(prepare(raw, to, **options))
 
 
 def _report(domain: Domain) -> None:
