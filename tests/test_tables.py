@@ -147,6 +147,12 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
         ("t.csv", HEAD + "a,,2\n", r"t\.csv: row 3: item_id is empty: expected an id"),
         ("t.csv", HEAD + "a,y,\n", r"row 3: timestamp is empty: expected an integer or a date"),
         ("t.csv", "user_id,asin,timestamp\n", r"no column 'item_id'; found 'user_id', 'asin', 'timestamp'"),
+        (
+            "t.csv",
+            "user_id;item_id;timestamp\na;x;1\n",
+            r"t\.csv: the columns are separated by ';', but ',' is expected of \.csv; convert the file",
+        ),
+        ("t.tsv", HEAD, r"separated by ',', but '\\t' is expected of \.tsv"),
         ("t.csv", "", r"t\.csv: cannot be read: Empty CSV file"),
         ("t.csv", "user_id,item_id,timestamp\n", r"t\.csv: there are no interactions"),
         ("t.xlsx", "", r"unknown format '\.xlsx'; expected \.parquet"),

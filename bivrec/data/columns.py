@@ -263,6 +263,12 @@ def _place(path: Path, name: str, rows: Sequence[int], place: int) -> str:
 
 def _check_columns(path: Path, required: Sequence[str], found: Sequence[str]) -> None:
     if missing := [name for name in required if name not in found]:
+        expected = DELIMITERS.get(kind_of(path))
+        if expected and len(found) == 1 and (others := [mark for mark in ";\t|," if mark in found[0]]):
+            raise BivrecError(
+                f"{path}: the columns are separated by {others[0]!r}, but {expected!r} is expected of "
+                f"{kind_of(path)}; convert the file"
+            )
         raise BivrecError(
             f"{path}: no column {_quoted(missing)}; found {_quoted(found)}; name the right columns by the options"
         )
