@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
 from bivrec.errors import BivrecError
@@ -39,18 +38,13 @@ RECENT = 10
               help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
 @click.option("--user-column", default="user_id", help="User ids, in the history.")
 @click.option("--item-column", default="item_id", help="Item ids, in the history.")
-@click.option(
-    "--timestamp-column",
-    default="timestamp",
-    help="Times, in the history; if it has none, its rows are in order.",
-)
+@click.option("--timestamp-column",
+              help="Times, in the history; if it has none, its rows are in order.  [default: timestamp]")  # fmt: skip
 @click.option("--k", default=20, type=click.IntRange(min=1), help="Items for each user.")
 @click.option("--remove-seen/--keep-seen", default=True, help="Whether to leave out the items of a user's history.")
 @click.option("--titles", is_flag=True, help="Also write the titles of the items.")
 @overwrite_option
-@click.pass_context
 def recommend(
-    ctx: click.Context,
     domain: Path | str,
     run: Path | None,
     source: str | None,
@@ -64,7 +58,7 @@ def recommend(
     remove_seen: bool,
     titles: bool,
     overwrite: bool,
-    **columns: str,
+    **columns: str | None,
 ) -> None:
     """Recommend items of DOMAIN to its users, or to others with a history of such items.
 
@@ -85,8 +79,7 @@ def recommend(
     if to is not None:
         check_output(to, overwrite=overwrite)
     opened = Domain.open(domain)
-    timed = ctx.get_parameter_source("timestamp_column") == ParameterSource.COMMANDLINE
-    users = _users(opened, split or "test", user_ids, history, columns, timed)
+    users = _users(opened, split or "test", user_ids, history, columns)
     name, scorer = _scorer(opened, run, source, view, zero_shot)
     tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles or to is None)
     if to is not None:
@@ -97,15 +90,15 @@ def recommend(
 
 
 def _users(
-    domain: Domain, split: str, user_ids: Sequence[str], history: Path | None, columns: dict[str, Any], timed: bool
+    domain: Domain, split: str, user_ids: Sequence[str], history: Path | None, columns: dict[str, Any]
 ) -> Sequences:
     from bivrec.data.histories import find_users, read_histories, users_of_domain
     from bivrec.data.tables import Columns
 
     if history is None:
         return users_of_domain(domain, user_ids) if user_ids else domain.sequences(split)
-    names = {option.removesuffix("_column"): column for option, column in columns.items()}
-    read = read_histories(history, domain, Columns(**names), timed=timed)
+    names = {option.removesuffix("_column"): column for option, column in columns.items() if column is not None}
+    read = read_histories(history, domain, Columns(**names), timed="timestamp" in names)
     if read.unknown_items:
         click.echo(
             f"Warning: {read.unknown_item}; left out {read.unknown_items:,} such interactions, and "
