@@ -31,6 +31,16 @@ def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "d" / "mark.json").exists()
 
 
+def test_of_a_link_only_the_link_is_replaced(tmp_path: Path) -> None:
+    kept = write(tmp_path / "d" / "mark.json")
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    with new_folder(tmp_path / "link", overwrite=True, marks=["mark.json"]) as staging:
+        write(staging / "mark.json", "new")
+    assert kept.read_text() == "old"
+    assert (tmp_path / "link" / "mark.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
+
+
 @pytest.mark.parametrize(
     ("held", "overwrite", "marks", "complaint"),
     [
