@@ -38,7 +38,7 @@ DOMAIN = _DomainType()
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. model.hidden_size=128."
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what such a command made there before.")
 push_options = (
     click.option("--private", is_flag=True, help="Make a new repository on the Hub private."),
     click.option("--revision", metavar="BRANCH", help="Branch on the Hub; made if there is none.  [default: main]"),

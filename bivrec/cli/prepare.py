@@ -106,7 +106,7 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
 @images_option
 @click.option("--user-column", default="user_id", help="User ids, in the interactions.")
 @click.option("--item-column", default="item_id", help="Item ids, in both tables.")
-@click.option("--timestamp-column", default="timestamp", help="Integers or dates, in the interactions.")
+@click.option("--timestamp-column", default="timestamp", help="Integers or dates (ISO 8601), in the interactions.")
 @click.option("--split-column", help="train, validation or test, in the interactions (default: see --split).")
 @click.option("--title-column", default="title", help="Titles, in the items.")
 @click.option("--text-column", default="text", help="Texts, in the items (default: the title).")
