@@ -66,11 +66,15 @@ def fault(name: str, stage: str | None = None) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "stage"), [("none", "pretrain"), ("default", None), ("elsewhere/default", None)])
+@pytest.mark.parametrize(("name", "stage"), [("none", "pretrain"), ("none", None), ("elsewhere/default", None)])
 def test_no_such_recipe(name: str, stage: str | None) -> None:
     message = fault(name, stage)
     assert f"--recipe {name}: no such recipe" in message
     assert all(known in message for known in recipe_names())
+
+
+def test_a_recipe_without_its_stage() -> None:
+    assert fault("default", None) == "default: a recipe belongs to a stage; say pretrain/default or finetune/default"
 
 
 @pytest.mark.parametrize(
