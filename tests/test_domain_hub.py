@@ -1,5 +1,6 @@
 """Domains on the Hub: published, opened again, and read by `datasets`, with the real clients."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hub_server import HubServer
 from huggingface_hub import DatasetCard
 from stages import bivrec, in_subprocess, settings
 
-from bivrec.data.domain import SPLITS, Domain
+from bivrec.data.domain import SPLITS, Domain, Sequences, write_domain
 from bivrec.domain_hub import publish_domain
 from bivrec.errors import BivrecError
 from bivrec.features.encode import encode_texts
@@ -102,11 +104,14 @@ def test_datasets_reads_the_folder(source: Domain, tmp_path: Path) -> None:
     assert Domain.open(tmp_path / "shop").info.files == source.info.files
 
 
-def test_datasets_reads_a_domain_that_lacks_a_split(tmp_path: Path) -> None:
-    rows = [f"u{user},i{item},{item},{'train' if user < 8 else 'test'}" for user in range(10) for item in range(5)]
-    (tmp_path / "clicks.csv").write_text("\n".join(["user_id,item_id,timestamp,split", *rows]) + "\n")
-    clicks = ("--interactions", tmp_path / "clicks.csv", "--split-column", "split")
-    run("prepare", "tables", *clicks, "--k-core", 0, "--to", tmp_path / "domain")
+def test_datasets_reads_a_domain_that_lacks_a_split(small_domain: Domain, tmp_path: Path) -> None:
+    sequences = {split: small_domain.sequences(split) for split in SPLITS}
+    nobody = np.array([], np.int32)
+    sequences["validation"] = Sequences(np.array([0]), nobody, nobody, [])
+    counts = [{**counted, "validation": 0} for counted in (small_domain.info.users, small_domain.info.interactions)]
+    info = dataclasses.replace(small_domain.info, users=counts[0], interactions=counts[1])
+    (tmp_path / "domain").mkdir()
+    write_domain(tmp_path / "domain", info, sequences, small_domain.item_table().data.table)
     run("publish-domain", tmp_path / "domain", "--to", tmp_path / "shop")
     loaded = in_subprocess("-c", LOAD, tmp_path / "shop", env={**os.environ, "HF_HOME": str(tmp_path / "hf")})
     assert loaded.returncode == 0, loaded.stderr
