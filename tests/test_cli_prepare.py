@@ -94,6 +94,13 @@ def test_synthetic(run, tmp_path):
         assert Domain.open(tmp_path / "world" / name).name == name
 
 
+def test_a_folder_that_is_taken_is_told_before_anything_is_read(run, tmp_path):
+    (tmp_path / "taken").mkdir()
+    result = run("tables", "--interactions", tmp_path / "none.csv", "--to", tmp_path / "taken")
+    assert result.exit_code == 1
+    assert "taken: exists already" in result.output
+
+
 def test_fault_is_one_line(run, tmp_path):
     result = run("tables", "--interactions", tmp_path / "none.csv", "--to", tmp_path / "d")
     assert result.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,7 +71,7 @@ def movielens(folder: Path, texts: Path | None, images: Path | None, **options: 
     """Prepare an unpacked MovieLens set: 100K, 1M, 10M, 20M, 25M, 32M or latest. Images are named by movie id."""
     from bivrec.data.movielens import read_movielens
 
-    _prepare(read_movielens(folder, texts=texts, images=images), **options)
+    _prepare(partial(read_movielens, folder, texts=texts, images=images), **options)
 
 
 @prepare.command()
@@ -82,7 +83,7 @@ def amazon(reviews: tuple[Path, ...], metadata: tuple[Path, ...], images: Path |
     """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines, Parquet or CSV. Images are named by asin."""
     from bivrec.data.amazon import read_amazon
 
-    _prepare(read_amazon(reviews, metadata, images=images), **options)
+    _prepare(partial(read_amazon, reviews, metadata, images=images), **options)
 
 
 @prepare.command()
@@ -97,7 +98,7 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
     """
     from bivrec.data.taobao import read_taobao
 
-    _prepare(read_taobao(path, behaviours=behaviours), **options)
+    _prepare(partial(read_taobao, path, behaviours=behaviours), **options)
 
 
 @prepare.command()
@@ -118,7 +119,7 @@ def tables(interactions: Path, items: Path | None, images: Path | None, **option
 
     names = [name for name in options if name.endswith("_column")]
     columns = Columns(**{name.removesuffix("_column"): options.pop(name) for name in names})
-    _prepare(read_tables(interactions, items, images=images, columns=columns), **options)
+    _prepare(partial(read_tables, interactions, items, images=images, columns=columns), **options)
 
 
 @prepare.command()
@@ -163,10 +164,14 @@ def synthetic(
         _report(domain)
 
 
-def _prepare(raw: RawData, to: Path, **options: Any) -> None:
+def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: Any) -> None:
+    from bivrec.data.domain import MARKS
     from bivrec.data.prepare import prepare
+    from bivrec.files import check_new_folder
 
-    _report(prepare(raw, to, **options))
+    # Before the files are read, which may take long.
+    check_new_folder(to, overwrite, marks=MARKS)
+    _report(prepare(read(), to, overwrite=overwrite, **options))
 
 
 def _report(domain: Domain) -> None:
