@@ -100,6 +100,7 @@ def _parse(line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError:
+        # Metadata of 2014 are Python literals. This reads literals only; it runs nothing.
         return ast.literal_eval(line)
 
 
