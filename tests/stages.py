@@ -20,6 +20,7 @@ from bivrec.data.domain import Domain
 from bivrec.features.encode import encode_images, encode_texts
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder
+from bivrec.features.whitening import SHRINKAGE
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import read_weights
 from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record, fresh_model
@@ -125,10 +126,10 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(BatchSampler, "batch", interrupted)
 
 
-def encode(domain: Domain, *, whiten: bool = True) -> Domain:
+def encode(domain: Domain, *, whitening: float | None = SHRINKAGE) -> Domain:
     """Both modalities with the built-in encoders."""
-    encode_texts(domain, HashingTextEncoder(), whiten=whiten)
-    encode_images(Domain.open(domain.path), DescriptorImageEncoder(), whiten=whiten)
+    encode_texts(domain, HashingTextEncoder(), whitening=whitening)
+    encode_images(Domain.open(domain.path), DescriptorImageEncoder(), whitening=whitening)
     return Domain.open(domain.path)
 
 

@@ -265,7 +265,7 @@ def test_a_model_of_ids_alone(id_only: Run, source: Domain, tmp_path: Path) -> N
 
 def test_other_features_are_refused_and_both_sides_named(copy: Path, target: Domain, tmp_path: Path) -> None:
     shutil.copytree(target.path.parent, tmp_path / "world")
-    raw = encode(Domain.open(tmp_path / "world" / "target"), whiten=False)
+    raw = encode(Domain.open(tmp_path / "world" / "target"), whitening=None)
     with pytest.raises(BivrecError, match="features differ") as caught:
         Tower.from_pretrained(copy).attach(raw)
     for side in (copy, raw.path, "whitened", f"bivrec encode {raw.path}"):
@@ -311,7 +311,7 @@ def test_hostile_json(copy: Path, name: str, content: str) -> None:
         assert load_fault(copy).startswith(f"{copy}/{name}: ")
 
 
-SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum", "whiten": True}
+SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum", "whitening": 0.001}
 
 
 @pytest.mark.parametrize(

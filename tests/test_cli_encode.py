@@ -21,9 +21,23 @@ def domain(tmp_path):
 def test_built_in_encoders(domain):
     result = run(domain.path, "--text", "hashing", "--image", "descriptor", "--whiten", "--half")
     assert result.exit_code == 0, result.output
-    assert "text: 6 of 6 items, 0 missing; hashing@1 (256-d, sum, whitened)" in result.output
+    assert "text: 6 of 6 items, 0 missing; hashing@1 (256-d, sum, whitened with shrinkage 0.001)" in result.output
     assert "image: 4 of 6 items, 2 missing" in result.output
     assert "1 images cannot be read and count as missing: 4.png" in result.output
+
+
+def test_shrinkage(domain):
+    result = run(domain.path, "--text", "hashing", "--whiten", "--shrinkage", 1)
+    assert "(256-d, sum, whitened with shrinkage 1)" in result.output
+    assert Domain.open(domain.path).info.features["text"].whitening == 1
+    for options, fault in (
+        (("--shrinkage", 1), "--shrinkage 1 is for --whiten; give both or neither"),
+        (("--whiten", "--shrinkage", -1), "-1"),
+        (("--whiten", "--shrinkage", "nan"), "nan"),
+    ):
+        result = run(domain.path, "--text", "hashing", *options)
+        assert result.exit_code != 0
+        assert fault in result.output
 
 
 def test_folders_of_transformers(domain, tmp_path):

@@ -11,8 +11,8 @@ from torch.nn import functional
 from bivrec.data.domain import FEATURES_FILE, SPLITS, Domain, FeatureSpec
 from bivrec.errors import BivrecError
 
-TEXT = FeatureSpec("hashing", None, 4, "mean", whiten=False)
-IMAGE = FeatureSpec("descriptor", None, 2, "mean", whiten=True)
+TEXT = FeatureSpec("hashing", None, 4, "mean", whitening=None)
+IMAGE = FeatureSpec("descriptor", None, 2, "mean", whitening=0.001)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from bivrec.data.domain import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import check_contract
 
-BERT = FeatureSpec("bert-base-uncased", "86b5e09", 768, "mean", True)
-RESNET = FeatureSpec("microsoft/resnet-50", "34c2154", 2048, "pooler", False)
+BERT = FeatureSpec("bert-base-uncased", "86b5e09", 768, "mean", 0.001)
+RESNET = FeatureSpec("microsoft/resnet-50", "34c2154", 2048, "pooler", None)
 
 
 def check(expected, actual):
@@ -25,7 +25,8 @@ def test_equal_specifications_agree_whatever_else_the_domain_has():
         {"revision": "1"},
         {"dimension": 3},
         {"pooling": "cls"},
-        {"whiten": False},
+        {"whitening": None},
+        {"whitening": 1.0},
         {"max_tokens": 32},
     ],
 )
@@ -39,8 +40,8 @@ def test_message_names_both_sides_and_the_command():
         check({"text": BERT, "image": RESNET}, {"text": dataclasses.replace(BERT, pooling="cls")})
     assert str(fault.value) == (
         "features differ: "
-        "text of tower 'ml-1m' is bert-base-uncased@86b5e09 (768-d, mean, whitened), "
-        "of shop is bert-base-uncased@86b5e09 (768-d, cls, whitened); "
+        "text of tower 'ml-1m' is bert-base-uncased@86b5e09 (768-d, mean, whitened with shrinkage 0.001), "
+        "of shop is bert-base-uncased@86b5e09 (768-d, cls, whitened with shrinkage 0.001); "
         "image of tower 'ml-1m' is microsoft/resnet-50@34c2154 (2048-d, pooler), of shop is missing; "
         "run `bivrec encode shop --text bert-base-uncased@86b5e09 --pooling mean --whiten && "
         "bivrec encode shop --image microsoft/resnet-50@34c2154`"
@@ -50,11 +51,12 @@ def test_message_names_both_sides_and_the_command():
 @pytest.mark.parametrize(
     ("spec", "options"),
     [
-        (FeatureSpec("hashing", "1", 256, "sum", True), "--text hashing --whiten"),
-        (FeatureSpec("mini", "sha256:ab", 384, "cls", False), "--text FOLDER/mini --pooling cls"),
-        (FeatureSpec("bert", "86b5e09", 768, "mean", False, 32), "--text bert@86b5e09 --pooling mean --max-tokens 32"),
-        (FeatureSpec("ours", None, 384, "file", False), "--text-features FILE --text ours"),
-        (FeatureSpec("file", "sha256:ab", 384, "file", False), "--text-features FILE"),
+        (FeatureSpec("hashing", "1", 256, "sum", 0.001), "--text hashing --whiten"),
+        (FeatureSpec("hashing", "1", 256, "sum", 2.0), "--text hashing --whiten --shrinkage 2"),
+        (FeatureSpec("mini", "sha256:ab", 384, "cls", None), "--text FOLDER/mini --pooling cls"),
+        (FeatureSpec("bert", "86b5e09", 768, "mean", None, 32), "--text bert@86b5e09 --pooling mean --max-tokens 32"),
+        (FeatureSpec("ours", None, 384, "file", None), "--text-features FILE --text ours"),
+        (FeatureSpec("file", "sha256:ab", 384, "file", None), "--text-features FILE"),
     ],
 )
 def test_command_for_every_kind_of_encoder(spec, options):
@@ -64,7 +66,7 @@ def test_command_for_every_kind_of_encoder(spec, options):
 
 
 def test_a_local_folder_is_known_by_its_weights_not_its_name():
-    folder = FeatureSpec("mini", "sha256:ab", 384, "mean", False)
+    folder = FeatureSpec("mini", "sha256:ab", 384, "mean", None)
     check({"text": folder}, {"text": dataclasses.replace(folder, encoder="renamed")})
     with pytest.raises(BivrecError):
         check({"text": folder}, {"text": dataclasses.replace(folder, encoder="renamed", revision="sha256:cd")})

@@ -11,6 +11,7 @@ from bivrec.errors import BivrecError
 from bivrec.features.encode import encode_images, encode_texts, store_features
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
+from bivrec.features.whitening import SHRINKAGE
 
 FEATURES = "features.safetensors"
 
@@ -43,7 +44,7 @@ def test_items_without_text_get_zeros_and_are_counted(tmp_path):
     assert domain.has_modality("text").tolist() == [False, True, True, False, True]
     torch.testing.assert_close(rows[[1, 2, 4]], HashingTextEncoder()(["red lamp", "green box", "blue chair"]))
     assert rows[[0, 3]].abs().max() == 0
-    assert domain.info.features == {"text": FeatureSpec("hashing", "1", 256, "sum", False)}
+    assert domain.info.features == {"text": FeatureSpec("hashing", "1", 256, "sum", None)}
 
 
 def test_order_of_rows_is_that_of_the_items(tmp_path):
@@ -57,12 +58,12 @@ def test_order_of_rows_is_that_of_the_items(tmp_path):
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
     domain = make_domain(tmp_path / "d", texts(200))
     shutil.copytree(domain.path, tmp_path / "whole")
-    encode_texts(Domain.open(tmp_path / "whole"), HashingTextEncoder(), batch_size=4, whiten=True)
+    encode_texts(Domain.open(tmp_path / "whole"), HashingTextEncoder(), batch_size=4, whitening=SHRINKAGE)
     with pytest.raises(KeyboardInterrupt):
-        encode_texts(domain, Interrupted(40), batch_size=4, whiten=True)
+        encode_texts(domain, Interrupted(40), batch_size=4, whitening=SHRINKAGE)
     assert not (domain.path / FEATURES).exists()
     rest = Interrupted(50 - 32)
-    encode_texts(Domain.open(domain.path), rest, batch_size=4, whiten=True)
+    encode_texts(Domain.open(domain.path), rest, batch_size=4, whitening=SHRINKAGE)
     assert rest.calls == 0
     assert (domain.path / FEATURES).read_bytes() == (tmp_path / "whole" / FEATURES).read_bytes()
     assert not list(domain.path.glob(".*"))
@@ -79,12 +80,12 @@ def test_parts_of_another_encoder_are_not_used(tmp_path):
 def test_whitening_is_fit_on_the_items_that_have_the_modality(tmp_path):
     inputs = [None if row % 5 == 0 else text for row, text in enumerate(texts(600))]
     domain = make_domain(tmp_path / "d", inputs)
-    encode_texts(domain, HashingTextEncoder(8), whiten=True)
+    encode_texts(domain, HashingTextEncoder(8), whitening=SHRINKAGE)
     domain = Domain.open(domain.path)
     rows, has = stored(domain, "text"), domain.has_modality("text")
     torch.testing.assert_close(rows[has].T.cov(), torch.eye(8), atol=0.05, rtol=0)
     assert rows[~has].abs().max() == 0
-    assert domain.info.features["text"].whiten
+    assert domain.info.features["text"].whitening == SHRINKAGE
 
 
 def test_half_precision(tmp_path):
@@ -131,7 +132,7 @@ def test_features_computed_elsewhere(tmp_path):
     report = store_features(domain, "image", path, ids=ids, encoder="resnet-152")
     assert (report.encoded, report.unused) == (1, 1)
     assert stored(domain, "image").tolist() == [[0] * 3, [0] * 3, [0] * 3, [0, 1, 2]]
-    assert Domain.open(domain.path).info.features["image"] == FeatureSpec("resnet-152", None, 3, "file", False)
+    assert Domain.open(domain.path).info.features["image"] == FeatureSpec("resnet-152", None, 3, "file", None)
     ids.write_text("x\ny\n")
     with pytest.raises(BivrecError, match="none of its 2 items is in"):
         store_features(domain, "image", path, ids=ids)

@@ -194,7 +194,7 @@ def test_a_domain_that_was_prepared_anew_is_refused(pretrained: Run, source: Dom
 
 def test_other_features_are_refused_and_both_sides_named(pretrained: Run, source: Domain, tmp_path: Path) -> None:
     copied = shutil.copytree(source.path.parent, tmp_path / "world") / "source"
-    raw = encode(Domain.open(copied), whiten=False)
+    raw = encode(Domain.open(copied), whitening=None)
     with pytest.raises(BivrecError, match="features differ") as caught:
         pretrained.load_model(raw)
     for side in (pretrained.path, raw.path, "whitened", f"bivrec encode {raw.path}"):

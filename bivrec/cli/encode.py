@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TEXT_ENCODER = "bert-base-uncased"
 IMAGE_ENCODER = "microsoft/resnet-50"
+MAX_SHRINKAGE = 1e6
 FILE = click.Path(path_type=Path)
 
 
@@ -32,6 +33,12 @@ FILE = click.Path(path_type=Path)
 @click.option("--max-tokens", type=click.IntRange(3), default=64, help="Longer texts are cut.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Items per batch.")
 @click.option("--whiten", is_flag=True, help="Centre the features and make their covariance the identity (ZCA).")
+@click.option(
+    "--shrinkage",
+    type=float,
+    metavar="S",
+    help="With --whiten: 0.001 (the default) whitens fully, 1 half-way, 1000 only centres.",
+)
 @click.option("--half", is_flag=True, help="Store float16.")
 @click.option("--device", help="Torch device; a GPU if there is one.", default=None)
 def encode(
@@ -46,6 +53,7 @@ def encode(
     max_tokens: int,
     batch_size: int,
     whiten: bool,
+    shrinkage: float | None,
     half: bool,
     device: str | None,
 ) -> None:
@@ -62,6 +70,7 @@ def encode(
     from bivrec.features.image import DescriptorImageEncoder, TransformersImageEncoder
     from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 
+    whitening = _whitening(whiten, shrinkage)
     opened = Domain.open(domain)
     # Before an encoder is loaded.
     opened.check_writable()
@@ -74,24 +83,35 @@ def encode(
                 f"{domain}: its items have neither texts nor images; give --text-features or --image-features"
             )
     if text_features:
-        _report(store_features(opened, "text", text_features, ids=ids, encoder=text, whiten=whiten, half=half))
+        _report(store_features(opened, "text", text_features, ids=ids, encoder=text, whitening=whitening, half=half))
     elif text:
         encoder = (
             HashingTextEncoder()
             if text == HashingTextEncoder.name
             else TransformersTextEncoder(text, pooling=pooling, max_tokens=max_tokens, device=device)
         )
-        _report(encode_texts(opened, encoder, whiten=whiten, half=half, batch_size=batch_size))
+        _report(encode_texts(opened, encoder, whitening=whitening, half=half, batch_size=batch_size))
     opened = Domain.open(domain)
     if image_features:
-        _report(store_features(opened, "image", image_features, ids=ids, encoder=image, whiten=whiten, half=half))
+        _report(store_features(opened, "image", image_features, ids=ids, encoder=image, whitening=whitening, half=half))
     elif image:
         pictures = (
             DescriptorImageEncoder()
             if image == DescriptorImageEncoder.name
             else TransformersImageEncoder(image, device=device)
         )
-        _report(encode_images(opened, pictures, images, whiten=whiten, half=half, batch_size=batch_size))
+        _report(encode_images(opened, pictures, images, whitening=whitening, half=half, batch_size=batch_size))
+
+
+def _whitening(whiten: bool, shrinkage: float | None) -> float | None:
+    from bivrec.features.whitening import SHRINKAGE
+
+    if shrinkage is not None and not whiten:
+        raise BivrecError(f"--shrinkage {shrinkage:g} is for --whiten; give both or neither")
+    # click's own range lets NaN pass.
+    if shrinkage is not None and not 0 <= shrinkage <= MAX_SHRINKAGE:
+        raise BivrecError(f"--shrinkage {shrinkage:g}: expected 0 to {MAX_SHRINKAGE:g}")
+    return SHRINKAGE if whiten and shrinkage is None else shrinkage
 
 
 def _report(report: EncodeReport) -> None:

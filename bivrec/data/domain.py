@@ -57,7 +57,8 @@ class FeatureSpec:
     revision: str | None
     dimension: int
     pooling: str
-    whiten: bool
+    whitening: float | None
+    """Shrinkage of the whitening; None of features as the encoder gives them."""
     max_tokens: int | None = None
     """Where texts were cut; None of what has no tokens."""
     weights: str | None = None

@@ -16,6 +16,7 @@ from bivrec.features.precomputed import POOLING as FILE_POOLING
 from bivrec.features.precomputed import UNNAMED
 from bivrec.features.pretrained import LOCAL_REVISION
 from bivrec.features.text import HashingTextEncoder
+from bivrec.features.whitening import SHRINKAGE
 
 BUILT_IN = (HashingTextEncoder.name, DescriptorImageEncoder.name)
 
@@ -63,7 +64,7 @@ def describe(spec: FeatureSpec | None) -> str:
         return "missing"
     revision = f"@{spec.revision}" if spec.revision else ""
     tokens = f", {spec.max_tokens} tokens" if spec.max_tokens else ""
-    whitened = ", whitened" if spec.whiten else ""
+    whitened = "" if spec.whitening is None else f", whitened with shrinkage {spec.whitening:g}"
     return f"{spec.encoder}{revision} ({spec.dimension}-d, {spec.pooling}{tokens}{whitened})"
 
 
@@ -73,7 +74,9 @@ def encode_command(domain: str | Path, specs: Mapping[str, FeatureSpec]) -> str:
 
 
 def _options(modality: str, spec: FeatureSpec) -> str:
-    whiten = " --whiten" if spec.whiten else ""
+    whiten = "" if spec.whitening is None else " --whiten"
+    if whiten and spec.whitening != SHRINKAGE:
+        whiten += f" --shrinkage {spec.whitening:g}"
     if spec.pooling == FILE_POOLING:
         name = "" if spec.encoder == UNNAMED else f" --{modality} {spec.encoder}"
         return f"--{modality}-features FILE{name}{whiten}"

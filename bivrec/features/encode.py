@@ -19,7 +19,7 @@ from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features import precomputed
 from bivrec.features.image import ImageFiles
-from bivrec.features.whitening import whiten as whiten_rows
+from bivrec.features.whitening import whiten
 from bivrec.files import new_file, read_json, write_json
 
 BATCHES_PER_PART = 16
@@ -57,11 +57,12 @@ class EncodeReport:
 
 
 def encode_texts(
-    domain: Domain, encoder: Encoder, *, whiten: bool = False, half: bool = False, batch_size: int = 64
+    domain: Domain, encoder: Encoder, *, whitening: float | None = None, half: bool = False, batch_size: int = 64
 ) -> EncodeReport:
     """Store the text features of every item with a text (or else a title).
 
-    `whiten`: see `whitening.whiten`, fit on the items that have a text. `half`: store float16.
+    `whitening`: the shrinkage of `whitening.whiten`, fit on the items that have a text; None does not whiten. `half`:
+    store float16.
     Raises BivrecError if no item has one.
     """
     table = domain.item_table()
@@ -73,7 +74,7 @@ def encode_texts(
     order = sorted(inputs, key=lambda row: (-len(inputs[row]), row))
     rows = [(row, inputs[row]) for row in order]
     features, present = _encode(domain, "text", encoder, rows, lambda text: text, batch_size)
-    spec = _store(domain, "text", features, present, encoder, whiten, half)
+    spec = _store(domain, "text", features, present, encoder, whitening, half)
     return EncodeReport("text", spec, domain.num_items, int(present.sum()))
 
 
@@ -82,7 +83,7 @@ def encode_images(
     encoder: Encoder,
     images: Path | None = None,
     *,
-    whiten: bool = False,
+    whitening: float | None = None,
     half: bool = False,
     batch_size: int = 64,
 ) -> EncodeReport:
@@ -103,7 +104,7 @@ def encode_images(
         raise BivrecError(
             f"{source}: none of the {len(rows)} images can be read, first {unreadable[0]}; check --images"
         )
-    spec = _store(domain, "image", features, present, encoder, whiten, half)
+    spec = _store(domain, "image", features, present, encoder, whitening, half)
     return EncodeReport("image", spec, domain.num_items, int(present.sum()), unreadable)
 
 
@@ -114,7 +115,7 @@ def store_features(
     *,
     ids: Path | None = None,
     encoder: str | None = None,
-    whiten: bool = False,
+    whitening: float | None = None,
     half: bool = False,
 ) -> EncodeReport:
     """Store features computed elsewhere (formats: `precomputed.read_features`); `encoder` names what made them."""
@@ -123,7 +124,7 @@ def store_features(
         raise BivrecError(f"{path}: none of its {unused} items is in {domain.path}; expected the Domain's item ids")
     name, revision = precomputed.file_identity(path, encoder)
     source = _FeatureFile(name, revision, precomputed.POOLING)
-    spec = _store(domain, modality, features, present, source, whiten, half)
+    spec = _store(domain, modality, features, present, source, whitening, half)
     return EncodeReport(modality, spec, domain.num_items, int(present.sum()), unused=unused)
 
 
@@ -202,11 +203,11 @@ def _parts_folder(domain: Domain, modality: str) -> Path:
 
 
 def _store(
-    domain: Domain, modality: str, features: Tensor, present: Tensor, encoder: Any, whiten: bool, half: bool
+    domain: Domain, modality: str, features: Tensor, present: Tensor, encoder: Any, whitening: float | None, half: bool
 ) -> FeatureSpec:
-    if whiten:
+    if whitening is not None:
         features = features.clone()
-        features[present] = whiten_rows(features[present])
+        features[present] = whiten(features[present], whitening)
     table = torch.nn.functional.pad(features.half() if half else features, (0, 0, 1, 0))
     if not table.isfinite().all():
         row = int((~table.isfinite().all(dim=1)).nonzero()[0])
@@ -217,7 +218,7 @@ def _store(
         revision=encoder.revision,
         dimension=features.shape[1],
         pooling=encoder.pooling,
-        whiten=whiten,
+        whitening=None if whitening is None else float(whitening),
         # Of pretrained networks alone.
         max_tokens=getattr(encoder, "max_tokens", None),
         weights=getattr(encoder, "weights", None),
