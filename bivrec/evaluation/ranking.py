@@ -175,7 +175,7 @@ def write_per_user(path: Path, users: EvaluationUsers, result: EvaluationResult)
 def _mask(scores: Tensor, exclude: Tensor, first: int) -> Tensor:
     """Scores with -inf for the excluded items of the chunk that begins with item `first`."""
     users, places = ((exclude >= first) & (exclude < first + scores.shape[1])).nonzero(as_tuple=True)
-    return scores.index_put((users, exclude[users, places] - first), scores.new_tensor(-torch.inf))
+    return scores.index_put((users, exclude[users, places] - first), scores.new_full((), -torch.inf))
 
 
 def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

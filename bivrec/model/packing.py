@@ -25,11 +25,11 @@ class Packing:
         """mask [B, M] bool: the real tokens."""
         self._shape = mask.shape
         lengths, order = mask.sum(1).sort()
-        row, column = mask[order].nonzero().unbind(1)
-        self._places = order[row] * mask.shape[1] + column
-        within = torch.arange(len(row), device=mask.device) - (lengths.cumsum(0) - lengths)[row]
         # All that the host must know comes at once: every question makes it wait for an accelerator.
         counts = lengths.tolist()
+        row, column = torch.nonzero_static(mask[order], size=sum(counts)).unbind(1)
+        self._places = order[row] * mask.shape[1] + column
+        within = torch.arange(len(row), device=mask.device) - (lengths.cumsum(0) - lengths)[row]
         size = max(LEAST_HISTORIES, -(-len(counts) // GROUPS))
         step = max(1, mask.numel() // SIZES)
         self._rows = min(mask.numel(), -(-len(row) // step) * step)

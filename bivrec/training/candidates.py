@@ -40,13 +40,15 @@ class CandidateSampler:
         if kind == "full":
             return None
         if kind == "in-batch":
-            items = gather_rows(targets[:, -1])
+            gathered = gather_rows(targets[:, -1])
+            items, draws = torch.unique(gathered), len(gathered)
         else:
             uniform = np.random.default_rng([self._seed, 2, step]).random(self._config.num_negatives)
             # The inverse of the cumulative distribution of the log-uniform law P(i) = log((i + 1) / i) / log(V + 1).
             drawn = uniform * self._num_items + 1 if kind == "uniform" else (self._num_items + 1) ** uniform
-            items = torch.from_numpy(np.clip(drawn.astype(np.int64), 1, self._num_items)).to(targets.device)
-        return Candidates(torch.unique(items), self._inclusion(len(items), targets.device))
+            items = torch.from_numpy(np.unique(np.clip(drawn.astype(np.int64), 1, self._num_items))).to(targets.device)
+            draws = len(drawn)
+        return Candidates(items, self._inclusion(draws, targets.device))
 
     def _inclusion(self, draws: int, device: torch.device) -> Tensor:
         """[V + 1]: logarithm of the probability of being among `draws` items; kept, since most steps draw as many."""

@@ -65,12 +65,11 @@ class Objective(nn.Module):
         items = tower.encode_items(rows.items)
         vectors, history, mask = tower.candidates(items), functional.embedding(rows.history, items), batch.history > 0
         interests = tower.encode_histories(history, mask, batch.positions)
-        learnt = batch.targets > 0
-        readouts, targets = interests.vectors[learnt], rows.targets[learnt]
-        repeats = self._repeats(view, batch, candidates)
+        readouts, targets = interests.vectors[rows.learnt], rows.targets[rows.learnt]
+        repeats = self._repeats(view, batch, candidates, rows)
         mixture = tower.config.interest_score == "logsumexp"
         scored_by = "all-interests" if mixture else self.config.negatives_scored_by
-        learnt_items = batch.targets[learnt]
+        learnt_items = batch.targets[rows.learnt]
         if candidates is None:
             shown, hits, log_inclusion = vectors[1:], learnt_items - 1, None
         else:
@@ -85,7 +84,7 @@ class Objective(nn.Module):
             losses[f"auxiliary_{view}"] = auxiliary
         return interests, losses
 
-    def _repeats(self, view: str, batch: Batch, candidates: Candidates | None) -> Repeats | None:
+    def _repeats(self, view: str, batch: Batch, candidates: Candidates | None, rows: _Rows) -> Repeats | None:
         """What the learnt rows of a batch gain where a candidate is a repeat."""
         bias = self.model.repeat_bias(view)
         if bias is None:
@@ -94,9 +93,8 @@ class Objective(nn.Module):
             since = _had_since(batch, torch.arange(1, self.model.num_items + 1, device=batch.history.device))
         else:
             since = _had_since(batch, candidates.items)
-        learnt = batch.targets > 0
-        sequence, place = learnt.nonzero(as_tuple=True)
-        had = _had_targets(batch, self.model.num_items)[learnt]
+        sequence, place = rows.learnt
+        had = _had_targets(batch, self.model.num_items)[rows.learnt]
         return Repeats(bias, since, sequence, batch.positions[place], had)
 
     def _contrastive(self, id_view: Interests, mm_view: Interests, users: Tensor) -> Tensor:
@@ -155,15 +153,21 @@ def _had_targets(batch: Batch, num_items: int) -> Tensor:
 class _Rows:
     """The items that a step embeds, and where its histories, targets and candidates lie among them."""
 
-    def __init__(self, items: Tensor, history: Tensor, targets: Tensor, candidates: Tensor) -> None:
+    def __init__(
+        self, items: Tensor, history: Tensor, targets: Tensor, candidates: Tensor, learnt: tuple[Tensor, ...]
+    ) -> None:
+        """learnt: row and column of the targets that there are."""
         self.items, self.history, self.targets, self.candidates = items, history, targets, candidates
+        self.learnt = learnt
 
     @classmethod
     def of(cls, batch: Batch, candidates: Candidates | None, num_items: int) -> _Rows:
+        # Once for all that indexes with it: how many there are is a question for which the host waits.
+        learnt = batch.targets.nonzero(as_tuple=True)
         if candidates is None:
             everything = torch.arange(num_items + 1, device=batch.history.device)
-            return cls(everything, batch.history, batch.targets, everything)
+            return cls(everything, batch.history, batch.targets, everything, learnt)
         parts = (batch.history, batch.targets, candidates.items)
         items, places = torch.unique(torch.cat([part.flatten() for part in parts]), return_inverse=True)
         history, targets, drawn = places.split([part.numel() for part in parts])
-        return cls(items, history.view_as(batch.history), targets.view_as(batch.targets), drawn)
+        return cls(items, history.view_as(batch.history), targets.view_as(batch.targets), drawn, learnt)
