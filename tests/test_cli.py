@@ -299,6 +299,7 @@ WRONG = {
     "encode a Run": ("encode {run} --text hashing", "not a Domain"),
     "encode without the encoder": ("encode {source} --text {new}", "no such folder"),
     "pretrain nothing": ("pretrain --to {new}", "DOMAIN: expected the folder of a prepared Domain"),
+    "compare with seeds that stand apart": ("compare {chain}/world/source --to {new} --seeds 0 1 2", "--seeds 0,1,2"),
     "pretrain on no Domain": ("pretrain {new} --to {new}", "not a Domain"),
     "pretrain on a Run": ("pretrain {run} --to {new}", "not a Domain"),
     "pretrain into a folder that exists": ("pretrain {source} --to {run}", "exists already; pass --resume"),

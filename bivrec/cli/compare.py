@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, set_option
-from bivrec.cli.studies import carry_out, comma_list, study_options
+from bivrec.cli.options import DOMAIN, set_option
+from bivrec.cli.studies import carry_out, comma_list, open_domains, study_options
 from bivrec.config import FLOORS
 from bivrec.systems import SYSTEMS
 
@@ -18,12 +18,12 @@ MODELS_HELP = (
 
 
 @click.command()
-@click.argument("domains", metavar="DOMAIN...", type=FOLDER, nargs=-1, required=True)
+@click.argument("domains", metavar="DOMAIN...", type=DOMAIN, nargs=-1, required=True)
 @click.option("--models", multiple=True, callback=comma_list, metavar="NAME,...", help=MODELS_HELP)
 @study_options
 @set_option
 def compare(
-    domains: tuple[Path, ...],
+    domains: tuple[Path | str, ...],
     models: tuple[str, ...],
     seeds: tuple[int, ...],
     recipe: str,
@@ -39,7 +39,6 @@ def compare(
     removed, the significance of the best model's lead, training time, and the paper's figures.
     """
     from bivrec.compare import comparison
-    from bivrec.data.domain import Domain
 
-    study = comparison([Domain.open(domain) for domain in domains], models)
+    study = comparison(open_domains(domains), models)
     carry_out(study, "comparison", path, recipe, overrides, seeds, jobs)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from bivrec.cli.options import FOLDER, set_option
-from bivrec.cli.studies import carry_out, study_options
+from bivrec.cli.options import DOMAIN, set_option
+from bivrec.cli.studies import carry_out, open_domains, study_options
 
 EXPERIMENTS = {
     "ablation": "Table 2: without multi-scale embedding, Gaussian attention, cluster attention, allocation loss",
@@ -31,21 +31,22 @@ def _list(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
 
 @click.command()
 @click.argument("name", metavar="NAME", type=click.Choice(list(EXPERIMENTS)))
-@click.argument("domains", metavar="DOMAIN...", type=FOLDER, nargs=-1, required=True)
+@click.argument("domains", metavar="DOMAIN...", type=DOMAIN, nargs=-1, required=True)
 @study_options
 @set_option
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the experiments.")
-def experiment(name: str, domains: tuple[Path, ...], overrides: tuple[str, ...], recipe: str, **options: Any) -> None:
+def experiment(
+    name: str, domains: tuple[Path | str, ...], overrides: tuple[str, ...], recipe: str, **options: Any
+) -> None:
     """Repeat the experiment NAME of the paper on each DOMAIN (transfer: from the first to the others).
 
     NAME is one of those that --list prints. Each variant is the recipe with some settings changed, trained as by
     `bivrec compare`: an ordinary Run in FOLDER/runs/DOMAIN/VARIANT/seed-SEED. What is finished is kept, so the same
     command goes on where it stopped. Writes NAME.md, .csv, .tex and .png into FOLDER.
     """
-    from bivrec.data.domain import Domain
     from bivrec.experiments import EXPERIMENTS
     from bivrec.recipes import read_recipe
 
     chosen = EXPERIMENTS[name]
-    study = chosen.study([Domain.open(domain) for domain in domains], read_recipe(recipe, "pretrain", overrides))
+    study = chosen.study(open_domains(domains), read_recipe(recipe, "pretrain", overrides))
     carry_out(study, name, recipe=recipe, overrides=overrides, **options, finish=chosen.finish, picture=chosen.picture)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
+from bivrec.cli.options import DOMAIN, FOLDER
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ RECENT = 10
 @click.option("--k", default=20, type=click.IntRange(min=1), help="Items for each user.")
 @click.option("--remove-seen/--keep-seen", default=True, help="Whether to leave out the items of a user's history.")
 @click.option("--titles", is_flag=True, help="Also write the titles of the items.")
-@overwrite_option
+@click.option("--overwrite", is_flag=True, help="Replace FILE, whatever it holds.")
 def recommend(
     domain: Path | str,
     run: Path | None,

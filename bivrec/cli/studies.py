@@ -12,6 +12,7 @@ from bivrec.cli.options import FOLDER
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
+    from bivrec.data.domain import Domain
     from bivrec.study import Study
 
 
@@ -41,6 +42,16 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def open_domains(domains: Sequence[Path | str]) -> list[Domain]:
+    """The Domains of a study. Raises BivrecError like `Domain.open`, and for seeds that were taken for Domains."""
+    from bivrec.data.domain import Domain
+
+    for domain in map(str, domains):
+        if domain.isdecimal() and not Path(domain).exists():
+            raise BivrecError(f"{domain}: not a Domain; several seeds are given with commas, as in --seeds 0,1,2")
+    return [Domain.open(domain) for domain in domains]
 
 
 def carry_out(
