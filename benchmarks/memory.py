@@ -3,14 +3,16 @@
     python -m benchmarks.memory [--json FILE]
 
 For each number of users a Domain of random sequences is written, and a new process opens it and draws batches as a
-training does. `own` is memory that the kernel cannot take back (RssAnon) beyond that of the process before it opened
-the Domain; `mapped` are pages of files (RssFile), which it can.
+training does. `open` is the time until its training users can be drawn. `own` is memory that the kernel cannot take
+back (RssAnon) beyond that of the process before it opened the Domain; `mapped` are pages of files (RssFile), which it
+can.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,10 @@ def resident() -> dict[str, float]:
 def draw(path: Path, answers: Any) -> None:
     """Open the Domain, draw batches, and answer the memory that this took."""
     before = resident()
+    started = time.process_time()
     domain = Domain.open(path)
     train = domain.sequences("train")
+    opened = time.process_time() - started
     sampler = BatchSampler(
         train,
         batch_size=128,
@@ -84,7 +88,7 @@ def draw(path: Path, answers: Any) -> None:
     for step in range(STEPS):
         sampler.batch(step)
     after = resident()
-    answers.put({key: after[key] - before[key] for key in after} | {"evaluated": len(users)})
+    answers.put({key: after[key] - before[key] for key in after} | {"evaluated": len(users), "opened": opened})
 
 
 def measure(users: int, folder: Path) -> dict[str, Any]:
@@ -101,6 +105,7 @@ def measure(users: int, folder: Path) -> dict[str, Any]:
     return {
         "training users": users,
         "Domain, MiB": size,
+        "open, s": taken["opened"],
         "own, MiB": taken["RssAnon"],
         "own, bytes a user": taken["RssAnon"] * 2**20 / users,
         "mapped, MiB": taken["RssFile"],
