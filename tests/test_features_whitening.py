@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from bivrec.features.whitening import whiten
+from bivrec.features.whitening import SHRINKAGE, whiten
 
 
 def mixed(rows, columns, seed=0):
@@ -39,8 +40,9 @@ def test_axes_keep_their_meaning():
     assert (correlation.diagonal() > 0.5).all()
 
 
-def test_fewer_items_than_dimensions_stay_bounded():
-    white = whiten(mixed(10, 64))
+@pytest.mark.parametrize("shrinkage", [0, SHRINKAGE])
+def test_fewer_items_than_dimensions_stay_bounded(shrinkage):
+    white = whiten(mixed(10, 64), shrinkage)
     assert torch.isfinite(white).all()
     assert white.T.cov().diagonal().max() < 1.01
     assert whiten(torch.ones(3, 4)).abs().max() == 0

@@ -64,7 +64,7 @@ def describe(spec: FeatureSpec | None) -> str:
         return "missing"
     revision = f"@{spec.revision}" if spec.revision else ""
     tokens = f", {spec.max_tokens} tokens" if spec.max_tokens else ""
-    whitened = "" if spec.whitening is None else f", whitened with shrinkage {spec.whitening:g}"
+    whitened = "" if spec.whitening is None else f", whitened with shrinkage {spec.whitening:.15g}"
     return f"{spec.encoder}{revision} ({spec.dimension}-d, {spec.pooling}{tokens}{whitened})"
 
 
@@ -76,7 +76,7 @@ def encode_command(domain: str | Path, specs: Mapping[str, FeatureSpec]) -> str:
 def _options(modality: str, spec: FeatureSpec) -> str:
     whiten = "" if spec.whitening is None else " --whiten"
     if whiten and spec.whitening != SHRINKAGE:
-        whiten += f" --shrinkage {spec.whitening:g}"
+        whiten += f" --shrinkage {spec.whitening:.15g}"
     if spec.pooling == FILE_POOLING:
         name = "" if spec.encoder == UNNAMED else f" --{modality} {spec.encoder}"
         return f"--{modality}-features FILE{name}{whiten}"

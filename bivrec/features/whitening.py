@@ -7,6 +7,8 @@ from torch import Tensor
 
 # Directions of (almost) no variance, which are noise or, with fewer items than dimensions, empty, are not blown up.
 SHRINKAGE = 1e-3
+LEAST_SHRINKAGE = 1e-9
+"""Less would divide the rounding errors of empty directions by themselves."""
 
 
 def whiten(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
@@ -23,7 +25,7 @@ def whiten(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     centred = features.double()
     centred = centred - centred.mean(dim=0)
     variance, axes = torch.linalg.eigh(centred.T @ centred / max(len(centred) - 1, 1))
-    floor = shrinkage * variance.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    floor = max(shrinkage, LEAST_SHRINKAGE) * variance.mean().clamp_min(torch.finfo(torch.float64).tiny)
     scale = (1 + shrinkage) ** 0.5 * (variance.clamp_min(0) + floor).rsqrt()
     white: Tensor = centred @ (axes * scale) @ axes.T
     return white.float()
