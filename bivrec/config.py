@@ -224,7 +224,9 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
         faults = _contradictions(config)
     if faults:
         raise BivrecError(f"{source}: " + "; ".join(faults))
-    return config
+    # Models keep what belongs to the views by their place; however they are named, it is one model.
+    views = tuple(sorted(config.training.views, key=VIEWS.index))
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, views=views))
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:

@@ -226,3 +226,7 @@ def test_overrides_that_cannot_be_read(override: str, expected: str) -> None:
 
 def test_an_unknown_key_of_an_override_is_a_fault_of_the_configuration() -> None:
     assert "model.hidden_sizes" in fault(apply_overrides({}, ["model.hidden_sizes=3"]))
+
+
+def test_the_order_in_which_views_are_named_does_not_matter():
+    assert config_from_dict({"training": {"views": ["mm", "id"]}}) == config_from_dict({})
