@@ -106,7 +106,8 @@ class Trainer:
     def train(self, run: Run, resume: bool = False) -> Progress:
         """Train into `run` until the last step, until patience is lost, or until an interrupt; return the progress.
 
-        With `resume`, go on from the last checkpoint, bit for bit as if there had been no interruption.
+        With `resume`, go on from the last checkpoint as if there had been no interruption: on a processor bit for
+        bit, while some sums on a GPU have no fixed order.
         Raises BivrecError if the loss is not finite.
         """
         self._run = run
@@ -168,9 +169,11 @@ class Trainer:
             batch = batch.to(accelerator.device)
             last = micro == settings.accumulate - 1
             half = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-            with half, nullcontext() if last else accelerator.no_sync(self._objective):
-                parts = self._objective(batch, self._candidates.draw(step, batch.targets))
-                accelerator.backward(parts["loss"] / settings.accumulate)
+            with nullcontext() if last else accelerator.no_sync(self._objective):
+                with half:
+                    parts = self._objective(batch, self._candidates.draw(step, batch.targets))
+                # Outside: a gradient has the precision of what it is the gradient of.
+                (parts["loss"] / settings.accumulate).backward()
             for name, value in parts.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / settings.accumulate
         if step < settings.frozen_tower_steps:
