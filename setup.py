@@ -30,7 +30,7 @@ setup(
         **{name: ["*.yaml", "*.md", "*.md.jinja", "launch/*.yaml"] for name in DATA_PACKAGES},
     },
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.7",
         "accelerate>=1.0",
         "datasets>=3.0",
         "huggingface-hub>=2.4",
