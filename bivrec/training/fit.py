@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, set_seed
 
 from bivrec.baselines.spectral import spectral_vectors
@@ -103,10 +103,12 @@ def _check_evaluable(domain: Domain) -> None:
 def _start_from_spectrum(model: BiVRec, domain: Domain, seed: int) -> None:
     """Give items of the ID table spectral vectors, as long as random ones; those that no user had keep theirs."""
     for table in id_tables(model):
-        vectors = spectral_vectors(domain, table.embedding_dim, seed).to(table.weight)
-        known = vectors.any(1)
-        table.weight[known] = vectors[known] * table.weight[1:].norm(dim=1).mean()
-        # Rounding differs between machines, and with it signs; data parallelism leaves large tables to each process.
+        # Once: of a large catalogue they take gigabytes, and rounding, with it signs, differs between machines.
+        if PartialState().is_main_process:
+            vectors = spectral_vectors(domain, table.embedding_dim, seed).to(table.weight)
+            known = vectors.any(1)
+            table.weight[known] = vectors[known] * table.weight[1:].norm(dim=1).mean()
+        # Data parallelism leaves large tables to each process.
         table.weight.copy_(broadcast(table.weight.data))
 
 
