@@ -335,8 +335,9 @@ def test_re4_contrast_and_attend_pair_by_pair() -> None:
     torch.testing.assert_close(attend_loss(items, mask, found, attention), torch.stack(attend).mean())
 
 
-def test_a_single_item_is_encoded_by_mmsrec_as_a_history_would_be() -> None:
+def test_a_single_item_is_encoded_by_mmsrec_as_a_history_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users and items pass through the same layers: the score of an item does not depend on which others there are."""
+    monkeypatch.setattr("bivrec.baselines.mmsrec.MOST_ROWS", 2)
     tower = randomised(make_tower("mmsrec", ("mm",))).eval()
     every = tower.encode_items(torch.arange(1, 6))
     for item in range(1, 6):

@@ -10,6 +10,9 @@ from bivrec.baselines.base import BaselineTower
 from bivrec.config import ModelConfig
 from bivrec.model.tower import Interests
 
+MOST_ROWS = 2**15
+"""Items that are encoded at once: kernels of attention on a GPU take fewer than 65,536 rows."""
+
 
 class MMSRec(nn.Module):
     """One bidirectional transformer encodes users and items, whose tokens are modalities, so that both lie alike.
@@ -46,8 +49,8 @@ class MMSRec(nn.Module):
     def encode_items(self, modalities: Tensor) -> Tensor:
         """Encoded items [..., D] of modalities [..., M D]."""
         tokens = self.input_norm(modalities.view(-1, 1, self.num_modalities, self.mask_token.shape[0]))
-        real = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
-        return self._encode(tokens, real).view(*modalities.shape[:-1], -1)
+        parts = [self._encode(part, part.new_ones(len(part), 1, dtype=torch.bool)) for part in tokens.split(MOST_ROWS)]
+        return torch.cat(parts).view(*modalities.shape[:-1], -1)
 
     def _encode(self, tokens: Tensor, real: Tensor) -> Tensor:
         """The last place [B, D] of tokens [B, N, M, D]; real [B, N]."""
