@@ -31,7 +31,7 @@ def compare(
     jobs: int | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train and evaluate many systems on the same Domains with the same budget.
+    """Train and evaluate many systems on the same Domains, for as many steps of as many sequences.
 
     Every training is an ordinary Run in FOLDER/runs/DOMAIN/MODEL/seed-SEED. What is finished is kept: the same command
     goes on where it stopped, and may ask for more models, Domains and seeds. A model that fails does not stop the
