@@ -41,6 +41,14 @@ def test_column_options(run, tmp_path):
     assert run("tables", "--interactions", tmp_path / "t.csv", *names, "--to", tmp_path / "d").exit_code == 0
 
 
+@pytest.mark.parametrize("role", ["--user-column=item_id", "--timestamp-column=user_id", "--split-column=timestamp"])
+def test_a_column_has_one_role(run, interactions_csv, tmp_path, role):
+    result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", role)
+    assert result.exit_code == 1
+    assert f"column '{role.partition('=')[2]}' is both " in result.output
+    assert not (tmp_path / "d").exists()
+
+
 def test_movielens(run, tmp_path):
     rows = "\n".join(f"{user},{item},4.0,{item}" for user in range(5) for item in range(5))
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)

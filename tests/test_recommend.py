@@ -281,6 +281,7 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
         ("--history {new} --to {new}.csv", "unknown format ''"),
         ("--history {new}.csv --to {new}.csv", "{new}.csv: no such file"),
         ("--history {nameless} --to {new}.csv", "{nameless}: no column 'user_id', 'item_id'; found 'u', 'i'"),
+        ("--history {h} --user-column item_id --to {new}.csv", "column 'item_id' is both user and item"),
         (
             "--history {h} --timestamp-column when --to {new}.csv",
             "{h}: no column 'when'; found 'user_id', 'item_id'; name the right columns by the options",

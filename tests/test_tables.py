@@ -122,6 +122,26 @@ def test_items_and_images(interactions_csv, tmp_path):
     assert domain.info.items_not_listed == 1
 
 
+def test_ids_that_are_titles(tmp_path):
+    (tmp_path / "t.csv").write_text("user_id,title,timestamp\na,One,1\n")
+    (tmp_path / "items.csv").write_text("title,text\nOne,\n")
+    raw = read_tables(tmp_path / "t.csv", tmp_path / "items.csv", columns=Columns(item="title"))
+    assert raw.catalogue.to_pylist() == [{"item_id": "One", "title": "One", "text": "One", "image": None}]
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"user": "item_id"}, "column 'item_id' is both user and item; name another with --user-column or --item-col"),
+        ({"timestamp": "user_id"}, "column 'user_id' is both user and timestamp"),
+        ({"split": "item_id"}, "column 'item_id' is both item and split"),
+    ],
+)
+def test_a_column_has_one_role(roles, message):
+    with pytest.raises(BivrecError, match=message):
+        Columns(**roles)
+
+
 def test_split_column(interactions_csv, tmp_path):
     table = pa_csv.read_csv(interactions_csv)
     names = {"u0": "valid", "u1": "test"}

@@ -29,6 +29,16 @@ class Columns:
     text: str = "text"
     image: str = "image"
 
+    def __post_init__(self) -> None:
+        """Raises BivrecError if one column of the interactions has two roles."""
+        roles: dict[str, str] = {}
+        for role in ("user", "item", "timestamp", "split"):
+            name = getattr(self, role)
+            if name is not None and (other := roles.setdefault(name, role)) != role:
+                raise BivrecError(
+                    f"column '{name}' is both {other} and {role}; name another with --{other}-column or --{role}-column"
+                )
+
 
 def read_tables(
     interactions: Path, items: Path | None = None, *, images: Path | None = None, columns: Columns | None = None
@@ -61,11 +71,11 @@ def read_tables(
 
 
 def _read_items(path: Path, columns: Columns) -> pa.Table:
-    table = read_columns(path, {columns.item: ID}, {columns.title: TEXT, columns.text: TEXT, columns.image: TEXT})
+    names = (columns.title, columns.text, columns.image)
+    # An id may be a title or the name of an image as well.
+    table = read_columns(path, {columns.item: ID}, {name: TEXT for name in names if name != columns.item})
     unknown = pa.nulls(len(table), TEXT)
-    title, text, image = (
-        table[name] if name in table.column_names else unknown for name in (columns.title, columns.text, columns.image)
-    )
+    title, text, image = (table[name].cast(TEXT) if name in table.column_names else unknown for name in names)
     return catalogue_table(table[columns.item].cast(TEXT), title, text, image)
 
 
