@@ -129,6 +129,17 @@ def test_ids_that_are_titles(tmp_path):
     assert raw.catalogue.to_pylist() == [{"item_id": "One", "title": "One", "text": "One", "image": None}]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("role", ["title", "text", "image"])
+def test_columns_of_the_items_that_are_named_must_exist(interactions_csv, tmp_path, suffix, role):
+    table = pa.table({"item_id": ["i0", "i1"], "name": [None, "One"], "nothing": pa.nulls(2, pa.string())})
+    items = write(table, tmp_path / f"items.{suffix}")
+    for name in ("nme", "nothing"):
+        with pytest.raises(BivrecError, match=rf"items\.{suffix}: no column '{name}', or nothing in it; found item_id, n"):
+            read_tables(interactions_csv, items, columns=Columns(**{role: name}))
+    assert read_tables(interactions_csv, items, columns=Columns(**{role: "name"})).catalogue[role][1].as_py() == "One"
+
+
 @pytest.mark.parametrize(
     ("roles", "message"),
     [

@@ -109,9 +109,10 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
 @click.option("--item-column", default="item_id", help="Item ids, in both tables.")
 @click.option("--timestamp-column", default="timestamp", help="Integers or dates (ISO 8601), in the interactions.")
 @click.option("--split-column", help="train, validation or test, in the interactions (default: see --split).")
-@click.option("--title-column", default="title", help="Titles, in the items.")
-@click.option("--text-column", default="text", help="Texts, in the items (default: the title).")
-@click.option("--image-column", default="image", help="File names of images, in the items (default: ITEM_ID.*).")
+@click.option("--title-column", help="Titles, in the items.  [default: title, if there is one]")
+@click.option("--text-column", help="Texts, in the items.  [default: text, if there is one, else the title]")
+@click.option("--image-column",
+              help="File names of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
 @_domain_options
 def tables(interactions: Path, items: Path | None, images: Path | None, **options: Any) -> None:
     """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""

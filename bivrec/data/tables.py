@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bivrec.data.columns import ID, TEXT, TIME, read_columns
+from bivrec.data.columns import ID, TEXT, TIME, column_names, read_columns
 from bivrec.data.domain import SPLITS
 from bivrec.data.raw import RawData, catalogue_table, encode_ids
 from bivrec.errors import BivrecError
@@ -18,16 +18,17 @@ SPLIT_NAMES = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of the tables are called; the first three must exist, the others are used if they do."""
+    """What the columns of the tables are called; each that has a name here must exist."""
 
     user: str = "user_id"
     item: str = "item_id"
     timestamp: str = "timestamp"
     split: str | None = None
     """Column that assigns every user to train, validation or test; None: split by the seed."""
-    title: str = "title"
-    text: str = "text"
-    image: str = "image"
+    title: str | None = None
+    """None: `title`, if there is one; likewise `text` and `image`."""
+    text: str | None = None
+    image: str | None = None
 
     def __post_init__(self) -> None:
         """Raises BivrecError if one column of the interactions has two roles."""
@@ -71,11 +72,20 @@ def read_tables(
 
 
 def _read_items(path: Path, columns: Columns) -> pa.Table:
-    names = (columns.title, columns.text, columns.image)
+    wanted = [(columns.title, "title"), (columns.text, "text"), (columns.image, "image")]
+    names = [given or default for given, default in wanted]
     # An id may be a title or the name of an image as well.
     table = read_columns(path, {columns.item: ID}, {name: TEXT for name in names if name != columns.item})
+    # JSON lines have no header, so that there a column that is absent is one without a value.
+    held = [name for name in table.column_names if table[name].null_count < len(table)]
+    for given, _ in wanted:
+        if given and given not in held:
+            raise BivrecError(
+                f"{path}: no column '{given}', or nothing in it; found {', '.join(column_names(path))}; "
+                "name the right columns by the options"
+            )
     unknown = pa.nulls(len(table), TEXT)
-    title, text, image = (table[name].cast(TEXT) if name in table.column_names else unknown for name in names)
+    title, text, image = (table[name].cast(TEXT) if name in held else unknown for name in names)
     return catalogue_table(table[columns.item].cast(TEXT), title, text, image)
 
 
