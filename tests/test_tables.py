@@ -141,6 +141,21 @@ def test_columns_of_the_items_that_are_named_must_exist(interactions_csv, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["item_id,title", "i0 ,Zero", "i1 ,One"], r"none of its items is in .*csv: it has ids such as 'i0 ', .* 'i0'; ma"),
+        (["item_id,title", "i0,Zero", "i1,One", "i1,Two"], "item 'i1' has 2 rows; expected one; remove the others"),
+        (["item_id,title"], r"items\.csv: no column title, text, image, or nothing in them; found item_id, title"),
+        (["user_id,item_id", "a,i0"], r"items\.csv: no column title, text, image, or nothing in them; found user_id, i"),
+    ],
+)
+def test_items_that_say_nothing_of_the_interactions(interactions_csv, tmp_path, rows, message):
+    (tmp_path / "items.csv").write_text("\n".join([*rows, ""]))
+    with pytest.raises(BivrecError, match=message):
+        read_tables(interactions_csv, tmp_path / "items.csv")
+
+
+@pytest.mark.parametrize(
     ("roles", "message"),
     [
         ({"user": "item_id"}, "column 'item_id' is both user and item; name another with --user-column or --item-col"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, TEXT, TIME, column_names, read_columns
 from bivrec.data.domain import SPLITS
@@ -46,7 +47,8 @@ def read_tables(
 ) -> RawData:
     """Read CSV, TSV, Parquet or JSON lines, each a file or a folder of parts.
 
-    Raises BivrecError for unreadable files, missing columns, bad values and users of two splits.
+    Raises BivrecError for unreadable files, missing columns, bad values, users of two splits, items that are described
+    twice, and items of which none is in the interactions.
     """
     columns = columns or Columns()
     required = {columns.user: ID, columns.item: ID, columns.timestamp: TIME}
@@ -65,13 +67,13 @@ def read_tables(
         user_ids=user_ids,
         item_ids=item_ids,
         source=source,
-        catalogue=_read_items(items, columns) if items else None,
+        catalogue=_read_items(items, columns, interactions, item_ids) if items else None,
         images=images,
         splits=_read_splits(interactions, table[columns.split], users, user_ids) if columns.split else None,
     )
 
 
-def _read_items(path: Path, columns: Columns) -> pa.Table:
+def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.StringArray) -> pa.Table:
     wanted = [(columns.title, "title"), (columns.text, "text"), (columns.image, "image")]
     names = [given or default for given, default in wanted]
     # An id may be a title or the name of an image as well.
@@ -84,9 +86,29 @@ def _read_items(path: Path, columns: Columns) -> pa.Table:
                 f"{path}: no column '{given}', or nothing in it; found {', '.join(column_names(path))}; "
                 "name the right columns by the options"
             )
+    if not any(name in held for name in names):
+        raise BivrecError(
+            f"{path}: no column {', '.join(names)}, or nothing in them; found {', '.join(column_names(path))}; "
+            "name the right columns by the options, or leave --items out"
+        )
+    _check_item_ids(path, table[columns.item], interactions, item_ids)
     unknown = pa.nulls(len(table), TEXT)
     title, text, image = (table[name].cast(TEXT) if name in held else unknown for name in names)
     return catalogue_table(table[columns.item].cast(TEXT), title, text, image)
+
+
+def _check_item_ids(path: Path, column: pa.ChunkedArray, interactions: Path, item_ids: pa.StringArray) -> None:
+    """Raise BivrecError if an item has two rows, or if none is in the interactions."""
+    codes, listed = encode_ids(column)
+    if len(item_ids) and not pc.any(pc.is_in(item_ids, value_set=listed)).as_py():
+        raise BivrecError(
+            f"{path}: none of its items is in {interactions}: it has ids such as '{listed[0]}', the interactions ids "
+            f"such as '{item_ids[0]}'; make them alike, or name the right --item-column"
+        )
+    rows = np.bincount(codes)
+    if len(codes) > len(listed):
+        item = int(rows.argmax())
+        raise BivrecError(f"{path}: item '{listed[item]}' has {rows[item]} rows; expected one; remove the others")
 
 
 def _read_splits(path: Path, column: pa.ChunkedArray, users: np.ndarray, user_ids: pa.StringArray) -> np.ndarray:
