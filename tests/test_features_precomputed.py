@@ -44,6 +44,14 @@ def test_nan_names_row_and_item(tmp_path, kind):
         read_features(path, WANTED, ids)
 
 
+def test_ids_with_a_byte_order_mark(tmp_path):
+    path, ids = write(tmp_path, ".npy", np.ones((3, 2)))
+    ids.write_text(ids.read_text(), encoding="utf-8-sig")
+    _, present, unused = read_features(path, ["item000002", "item000000"], ids)
+    assert present.all()
+    assert unused == 1
+
+
 def test_faults_of_npy(tmp_path):
     path, ids = write(tmp_path, ".npy", np.ones((2, 4)))
     with pytest.raises(BivrecError, match=r"2 rows, but .*ids\.txt has 3 ids"):

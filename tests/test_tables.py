@@ -1,3 +1,4 @@
+import codecs
 import datetime
 import gzip
 import json
@@ -34,6 +35,15 @@ def write(table, path):
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "parquet", "jsonl", "jsonl.gz"])
 def test_every_format_reads_the_same(interactions_csv, tmp_path, suffix):
     path = write(pa_csv.read_csv(interactions_csv), tmp_path / f"table.{suffix}")
+    assert as_rows(read_tables(path)) == as_rows(read_tables(interactions_csv))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "jsonl", "jsonl.gz"])
+def test_a_byte_order_mark_is_no_content(interactions_csv, tmp_path, suffix):
+    path = write(pa_csv.read_csv(interactions_csv), tmp_path / f"table.{suffix}")
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    marked = codecs.BOM_UTF8 + content
+    path.write_bytes(gzip.compress(marked) if path.suffix == ".gz" else marked)
     assert as_rows(read_tables(path)) == as_rows(read_tables(interactions_csv))
 
 

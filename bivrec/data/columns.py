@@ -83,9 +83,10 @@ def kind_of(path: Path) -> str:
 
 def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row, object) for every line of a file, gzip-compressed if it ends in .gz; blank lines are skipped."""
-    row = 0
+    row, is_gzip = 0, path.suffix.lower() == ".gz"
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        # -sig: without the mark that programs of Windows put first.
+        with gzip.open(path, "rt", encoding="utf-8-sig") if is_gzip else path.open(encoding="utf-8-sig") as lines:
             for row, line in enumerate(lines, 1):
                 if line.isspace():
                     continue

@@ -115,7 +115,7 @@ def _read_ratings(path: Path, delimiter: str, names: tuple[str, ...]) -> pa.Tabl
 def _read_movies(path: Path, separator: str, num_fields: int, parse: Callable[[list[str]], Movie]) -> list[Movie]:
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         # 100K and 1M are Latin-1.
         text = content.decode("latin-1")

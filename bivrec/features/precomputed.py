@@ -59,7 +59,7 @@ def _read_npy(path: Path, ids: Path | None) -> tuple[np.ndarray, list[str]]:
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise BivrecError(f"{path}: {values.dtype} {list(values.shape)}; expected numbers [items, dimension]")
     try:
-        names = ids.read_text(encoding="utf-8").splitlines()
+        names = ids.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as fault:
         raise BivrecError(f"{ids}: not a readable UTF-8 text file ({fault})") from None
     if len(names) != len(values):
