@@ -44,6 +44,35 @@ def test_nan_names_row_and_item(tmp_path, kind):
         read_features(path, WANTED, ids)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [".npy", ".safetensors"])
+def test_numbers_beyond_float32_are_told_as_a_fault_alone(tmp_path, kind):
+    path, ids = write(tmp_path, kind, np.full((3, 2), 1e300))
+    with pytest.raises(BivrecError, match="holds NaN or infinity; 2 rows do; expected finite float32 numbers"):
+        read_features(path, WANTED, ids)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".safetensors"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((3, 0), np.float32), "the features of an item are 0 numbers; expected one or more"),
+        (np.zeros((3, 2)), "every number of the 2 items is 0; make the features again"),
+    ],
+)
+def test_features_that_say_nothing(tmp_path, kind, values, message):
+    path, ids = write(tmp_path, kind, values)
+    with pytest.raises(BivrecError, match=message):
+        read_features(path, WANTED, ids)
+
+
+def test_an_item_may_be_zeros(tmp_path):
+    path, ids = write(tmp_path, ".npy", np.array([[0, 0], [1, 2], [3, 4]]))
+    features, present, _ = read_features(path, WANTED, ids)
+    assert present.tolist() == [True, False, True]
+    assert features.tolist() == [[3, 4], [0, 0], [0, 0]]
+
+
 def test_ids_with_a_byte_order_mark(tmp_path):
     path, ids = write(tmp_path, ".npy", np.ones((3, 2)))
     ids.write_text(ids.read_text(), encoding="utf-8-sig")

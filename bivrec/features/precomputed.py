@@ -82,16 +82,22 @@ def _select(path: Path, values: np.ndarray, names: list[str], wanted: Sequence[s
     if len(rows) < len(names):
         row = next(row for row, name in enumerate(names) if rows[name] != row)
         raise BivrecError(f"{path}: rows {row} and {rows[names[row]]} are both item '{names[row]}'; expected one each")
+    if not values.shape[1]:
+        raise BivrecError(f"{path}: the features of an item are 0 numbers; expected one or more")
     found = np.array([rows.get(name, -1) for name in wanted], dtype=np.int64)
     present = found >= 0
     selected = np.zeros((len(wanted), values.shape[1]), dtype=np.float32)
-    selected[present] = values[found[present]]
+    # What is too large for float32 becomes infinite, which is told below.
+    with np.errstate(over="ignore"):
+        selected[present] = values[found[present]]
     faulty = np.flatnonzero(~np.isfinite(selected).all(axis=1))
     if len(faulty):
         raise BivrecError(
             f"{path}: row {found[faulty[0]]} (item '{wanted[faulty[0]]}') holds NaN or infinity; "
             f"{len(faulty)} rows do; expected finite float32 numbers"
         )
+    if present.any() and not selected.any():
+        raise BivrecError(f"{path}: every number of the {present.sum()} items is 0; make the features again")
     return torch.from_numpy(selected), torch.from_numpy(present), len(names) - int(present.sum())
 
 
