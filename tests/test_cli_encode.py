@@ -77,6 +77,14 @@ def test_feature_files(domain, tmp_path):
     assert "image: 1 items of the feature file are not in the Domain" in result.output
 
 
+def test_images_help_no_domain_whose_items_name_none(tmp_path):
+    folder = tmp_path / "pictures"
+    save_pictures(folder, 1)
+    result = run(make_domain(tmp_path / "d", texts(2)).path, "--image", "descriptor", "--images", folder)
+    assert result.exit_code == 1
+    assert result.output.endswith("names an image; prepare the Domain again with `bivrec prepare ... --images FOLDER`\n")
+
+
 def test_faults_are_one_line(domain, tmp_path):
     for arguments, message in (
         ([tmp_path / "nowhere", "--text", "hashing"], "not a Domain"),

@@ -114,10 +114,10 @@ def test_domains_without_the_modality(tmp_path):
     domain = make_domain(tmp_path / "d", [None, ""])
     with pytest.raises(BivrecError, match="no item has a text or title"):
         encode_texts(domain, HashingTextEncoder())
-    with pytest.raises(BivrecError, match="no item has an image"):
+    with pytest.raises(BivrecError, match="no item names an image; prepare the Domain again"):
         encode_images(domain, DescriptorImageEncoder())
     domain = make_domain(tmp_path / "e", ["a", "b"], ["1.png", "2.png"])
-    with pytest.raises(BivrecError, match="give them with --images"):
+    with pytest.raises(BivrecError, match="not recorded; give it with --images"):
         encode_images(domain, DescriptorImageEncoder())
     (tmp_path / "empty").mkdir()
     with pytest.raises(BivrecError, match=r"none of the 2 images can be read, first 1\.png"):

@@ -93,10 +93,13 @@ def encode_images(
     """
     names = domain.item_table()["image"]
     rows = [(row, name) for row, name in enumerate(names) if name]
+    if not rows:
+        raise BivrecError(
+            f"{domain.path}: no item names an image; prepare the Domain again with `bivrec prepare ... --images FOLDER`"
+        )
     source = images or domain.images
-    if not rows or source is None:
-        lack = "no item has an image" if not rows else "the folder or tar of the images is not recorded"
-        raise BivrecError(f"{domain.path}: {lack}; prepare the Domain with images, or give them with --images")
+    if source is None:
+        raise BivrecError(f"{domain.path}: the folder or tar of the images is not recorded; give it with --images")
     files = ImageFiles(source)
     features, present = _encode(domain, "image", encoder, rows, files.read, batch_size, source)
     unreadable = tuple(name for row, name in rows if not present[row])
