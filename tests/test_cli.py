@@ -347,6 +347,10 @@ WRONG = {
         "training.tower_learning_rate: -1.0 is below",
     ),
     "evaluate nothing": ("evaluate {target}", "nothing to evaluate"),
+    "evaluate a view of a method without one": (
+        "evaluate {target} --floor popularity --zero-shot --view id",
+        "leave --zero-shot, --view out: of no use without --run or --from-hub",
+    ),
     "evaluate on no Domain": ("evaluate {new} --floor popularity", "not a Domain"),
     "evaluate no Run": ("evaluate {target} --run {new}", "not a Run"),
     "evaluate a tower as a Run": ("evaluate {target} --run {tower}", "not a Run"),

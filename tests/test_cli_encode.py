@@ -82,7 +82,46 @@ def test_images_help_no_domain_whose_items_name_none(tmp_path):
     save_pictures(folder, 1)
     result = run(make_domain(tmp_path / "d", texts(2)).path, "--image", "descriptor", "--images", folder)
     assert result.exit_code == 1
-    assert result.output.endswith("names an image; prepare the Domain again with `bivrec prepare ... --images FOLDER`\n")
+    assert result.output.endswith(
+        "names an image; prepare the Domain again with `bivrec prepare ... --images FOLDER`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--text hashing --pooling cls --max-tokens 3",
+            "leave --pooling, --max-tokens out: of no use without a text encoder of the Hub or a ",
+        ),
+        (
+            "--image descriptor --pooling cls",
+            "leave --pooling out: of no use without a text encoder of the Hub or a folder",
+        ),
+        (
+            "--text-features f.safetensors --text bert --max-tokens 32",
+            "leave --max-tokens out: of no use without a text encoder of the Hub",
+        ),
+        (
+            "--text hashing --image descriptor --device cpu",
+            "leave --device out: of no use without an encoder of the Hub or a folder",
+        ),
+        ("--text hashing --images pictures", "leave --images out: of no use without an image encoder"),
+        (
+            "--image-features f.npy --ids ids.txt --images pictures",
+            "leave --images out: of no use without an image encoder",
+        ),
+        ("--image-features f.npy --ids ids.txt --batch-size 8", "leave --batch-size out: of no use without an encoder"),
+        ("--text hashing --ids ids.txt", "leave --ids out: of no use without a .npy feature file"),
+        ("--text-features f.safetensors --ids ids.txt", "leave --ids out: of no use without a .npy feature file"),
+        ("--text=", "--text and --image: expected the name of an encoder, found nothing"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(domain, options, message):
+    result = run(domain.path, *options.split())
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {message}")
+    assert not Domain.open(domain.path).info.features
 
 
 def test_faults_are_one_line(domain, tmp_path):

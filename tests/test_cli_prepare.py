@@ -49,6 +49,11 @@ def test_a_column_has_one_role(run, interactions_csv, tmp_path, role):
     assert not (tmp_path / "d").exists()
 
 
+def test_columns_of_items_are_for_items(run, interactions_csv, tmp_path):
+    result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", "--title-column", "title")
+    assert (result.exit_code, result.output) == (1, "Error: leave --title-column out: of no use without --items\n")
+
+
 def test_movielens(run, tmp_path):
     rows = "\n".join(f"{user},{item},4.0,{item}" for user in range(5) for item in range(5))
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)

@@ -291,6 +291,8 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
         ("--to {h}", "{h}: exists already; choose another file or pass --overwrite"),
         ("", "nowhere to write: give --to FILE, or --user ID"),
         ("--user x --split test", "leave it out beside --user and --history"),
+        ("--to {new}.csv --user-column who", "leave --user-column out: of no use without --history"),
+        ("--user x --overwrite", "leave --overwrite out: of no use without --to"),
         ("--to {new}.csv --from-hub {tower}", "expected one model: give --run or --from-hub"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bivrec.cli.options import DOMAIN
+from bivrec.cli.options import DOMAIN, refuse_unused
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def encode(
     from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 
     whitening = _whitening(whiten, shrinkage)
+    if "" in (text, image):
+        raise BivrecError("--text and --image: expected the name of an encoder, found nothing")
     opened = Domain.open(domain)
     # Before an encoder is loaded.
     opened.check_writable()
@@ -82,6 +84,7 @@ def encode(
             raise BivrecError(
                 f"{domain}: its items have neither texts nor images; give --text-features or --image-features"
             )
+    _refuse_unused(None if text_features else text, None if image_features else image, text_features, image_features)
     if text_features:
         _report(store_features(opened, "text", text_features, ids=ids, encoder=text, whitening=whitening, half=half))
     elif text:
@@ -101,6 +104,20 @@ def encode(
             else TransformersImageEncoder(image, device=device)
         )
         _report(encode_images(opened, pictures, images, whitening=whitening, half=half, batch_size=batch_size))
+
+
+def _refuse_unused(text: str | None, image: str | None, *files: Path | None) -> None:
+    """text, image: the encoders that are to run; files: of features."""
+    from bivrec.features.image import DescriptorImageEncoder
+    from bivrec.features.text import HashingTextEncoder
+
+    text_network = text and text != HashingTextEncoder.name
+    image_network = image and image != DescriptorImageEncoder.name
+    refuse_unused(("pooling", "max_tokens"), "a text encoder of the Hub or a folder", text_network)
+    refuse_unused(("device",), "an encoder of the Hub or a folder", text_network or image_network)
+    refuse_unused(("images",), "an image encoder", image)
+    refuse_unused(("batch_size",), "an encoder", text or image)
+    refuse_unused(("ids",), "a .npy feature file", any(file and file.suffix == ".npy" for file in files))
 
 
 def _whitening(whiten: bool, shrinkage: float | None) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, results_table
+from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, results_table
 from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
 
@@ -58,6 +58,7 @@ def evaluate(
 
     if not (runs or sources or floors):
         raise BivrecError("nothing to evaluate: give --run, --from-hub or --floor")
+    refuse_unused(("zero_shot", "view"), "--run or --from-hub", runs or sources)
     # Before the ranking, which may take long.
     if per_user is not None:
         check_new_folder(per_user)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,14 +77,23 @@ def echo_preview(files: Mapping[str, int], card: str) -> None:
 
 def allow_only(ctx: click.Context, *allowed: str) -> None:
     """Raise BivrecError if any other parameter than these was given: it would be ignored."""
-    given = [
+    if given := _given(ctx, {parameter.name or "" for parameter in ctx.command.params} - set(allowed)):
+        raise BivrecError(f"--resume goes on with the Run's own Domain and settings; leave {', '.join(given)} out")
+
+
+def refuse_unused(names: Collection[str], purpose: str, used: object) -> None:
+    """Raise BivrecError if one of these parameters was given, unless what they are for is `used`."""
+    if not used and (given := _given(click.get_current_context(), names)):
+        raise BivrecError(f"leave {', '.join(given)} out: of no use without {purpose}")
+
+
+def _given(ctx: click.Context, names: Collection[str]) -> list[str]:
+    """The options of the command line that belong to parameters of these names."""
+    return [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name not in allowed
-        and ctx.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
+        if parameter.name in names and ctx.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
     ]
-    if given:
-        raise BivrecError(f"--resume goes on with the Run's own Domain and settings; leave {', '.join(given)} out")
 
 
 def echo_results(run: Run) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
+from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -112,12 +112,13 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
 @click.option("--title-column", help="Titles, in the items.  [default: title, if there is one]")
 @click.option("--text-column", help="Texts, in the items.  [default: text, if there is one, else the title]")
 @click.option("--image-column",
-              help="File names of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
+              help="Files of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
 @_domain_options
 def tables(interactions: Path, items: Path | None, images: Path | None, **options: Any) -> None:
     """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""
     from bivrec.data.tables import Columns, read_tables
 
+    refuse_unused(("title_column", "text_column", "image_column"), "--items", items)
     names = [name for name in options if name.endswith("_column")]
     columns = Columns(**{name.removesuffix("_column"): options.pop(name) for name in names})
     _prepare(partial(read_tables, interactions, items, images=images, columns=columns), **options)

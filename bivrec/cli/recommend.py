@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER
+from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def recommend(
         raise BivrecError("nowhere to write: give --to FILE, or --user ID to print the list of a user")
     if split and (user_ids or history):
         raise BivrecError("--split: every user of a split is asked; leave it out beside --user and --history")
+    refuse_unused(columns, "--history", history)
+    refuse_unused(("overwrite",), "--to", to)
     user_ids = tuple(dict.fromkeys(user_ids))
     if to is not None:
         check_output(to, overwrite=overwrite)
