@@ -145,7 +145,9 @@ def test_columns_of_the_items_that_are_named_must_exist(interactions_csv, tmp_pa
     table = pa.table({"item_id": ["i0", "i1"], "name": [None, "One"], "nothing": pa.nulls(2, pa.string())})
     items = write(table, tmp_path / f"items.{suffix}")
     for name in ("nme", "nothing"):
-        with pytest.raises(BivrecError, match=rf"items\.{suffix}: no column '{name}', or nothing in it; found item_id, n"):
+        with pytest.raises(
+            BivrecError, match=rf"items\.{suffix}: no column '{name}', or nothing in it; found item_id, n"
+        ):
             read_tables(interactions_csv, items, columns=Columns(**{role: name}))
     assert read_tables(interactions_csv, items, columns=Columns(**{role: "name"})).catalogue[role][1].as_py() == "One"
 
@@ -153,10 +155,16 @@ def test_columns_of_the_items_that_are_named_must_exist(interactions_csv, tmp_pa
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["item_id,title", "i0 ,Zero", "i1 ,One"], r"none of its items is in .*csv: it has ids such as 'i0 ', .* 'i0'; ma"),
+        (
+            ["item_id,title", "i0 ,Zero", "i1 ,One"],
+            r"none of its items is in .*csv: it has ids such as 'i0 ', .* 'i0'; ma",
+        ),
         (["item_id,title", "i0,Zero", "i1,One", "i1,Two"], "item 'i1' has 2 rows; expected one; remove the others"),
         (["item_id,title"], r"items\.csv: no column title, text, image, or nothing in them; found item_id, title"),
-        (["user_id,item_id", "a,i0"], r"items\.csv: no column title, text, image, or nothing in them; found user_id, i"),
+        (
+            ["user_id,item_id", "a,i0"],
+            r"items\.csv: no column title, text, image, or nothing in them; found user_id, i",
+        ),
     ],
 )
 def test_items_that_say_nothing_of_the_interactions(interactions_csv, tmp_path, rows, message):
@@ -212,6 +220,7 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
         ("t.csv", "", r"t\.csv: cannot be read: Empty CSV file"),
         ("t.csv", "user_id,item_id,timestamp\n", r"t\.csv: there are no interactions"),
         ("t.xlsx", "", r"unknown format '\.xlsx'; expected \.parquet"),
+        ("t.csv.zip", "", r"t\.csv\.zip: an archive; unpack it and give the file in it"),
         ("t.csv.gz", "not compressed", r"t\.csv\.gz: cannot be read: .*incorrect header"),
         ("t.jsonl.gz", "not compressed", r"t\.jsonl\.gz: after row 0: cannot be read"),
         ("t.parquet", "not Parquet", r"t\.parquet: cannot be read"),
@@ -240,16 +249,53 @@ def test_wrong_type(tmp_path):
         read_tables(write(table, tmp_path / "t.parquet"))
 
 
-@pytest.mark.parametrize("users", [pa.array(["a", "b"], pa.large_string()), pa.array(["a", "b"]).dictionary_encode()])
-def test_columns_as_pandas_and_polars_write_them(tmp_path, users):
-    table = pa.table({"user_id": users, "item_id": [5, 6], "timestamp": [1.0, 2.0]})
-    assert as_rows(read_tables(write(table, tmp_path / "t.parquet"))) == [("a", "5", 1), ("b", "6", 2)]
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_columns_as_pandas_and_polars_write_them(tmp_path, kind):
+    users = pa.array(["a", "b"], pa.string()).cast(kind)
+    times = pa.array(["1", "1970-01-01"], pa.string()).cast(kind if kind == pa.string_view() else pa.string())
+    for timestamps, seconds in ((pa.array([1.0, 2.0]), [1, 2]), (times, [1, 0])):
+        table = pa.table({"user_id": users, "item_id": [5, 6], "timestamp": timestamps})
+        rows = as_rows(read_tables(write(table, tmp_path / "t.parquet")))
+        assert rows == [("a", "5", seconds[0]), ("b", "6", seconds[1])]
 
 
-def test_fraction_as_timestamp(tmp_path):
-    table = pa.table({"user_id": ["a"], "item_id": ["x"], "timestamp": [1.5]})
-    with pytest.raises(BivrecError, match=r"t\.parquet: cannot be read: Float value 1\.5\d* was truncated"):
-        read_tables(write(table, tmp_path / "t.parquet"))
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_whole_numbers_with_a_decimal_point(tmp_path, suffix):
+    """As pandas writes integers of a column that had missing values."""
+    heads = {"csv": "user_id,item_id,timestamp\n", "tsv": "user_id\titem_id\ttimestamp\n", "jsonl": ""}
+    rows = {
+        "csv": "a,x,{}\n",
+        "tsv": "a\tx\t{}\n",
+        "jsonl": '{{"user_id": "a", "item_id": "x", "timestamp": {}}}\n',
+    }
+    times = ("970185600.0", "-3.00", "7")
+    (tmp_path / f"t.{suffix}").write_text(heads[suffix] + "".join(rows[suffix].format(time) for time in times))
+    assert read_tables(tmp_path / f"t.{suffix}").timestamps.tolist() == [970185600, -3, 7]
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"), [(1.5, r"1\.5"), (float("nan"), "nan"), (float("-inf"), "-inf"), (2.0**63, "9")]
+)
+def test_number_that_is_no_timestamp(tmp_path, fault, shown):
+    table = pa.table({"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1.0, fault]})
+    for name in ("t.parquet", "t.jsonl"):
+        with pytest.raises(BivrecError, match=rf"{name}: row 2: timestamp '?{shown}.*: expected an integer or a date"):
+            read_tables(write(table, tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["T.CSV", "T.CSV.GZ", "t.jsonl.GZ", "T.Parquet"])
+def test_suffixes_in_capitals(interactions_csv, tmp_path, name):
+    path = write(pa_csv.read_csv(interactions_csv), tmp_path / name.lower()).rename(tmp_path / name)
+    assert as_rows(read_tables(path)) == as_rows(read_tables(interactions_csv))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_another_encoding(tmp_path, encoding, suffix):
+    content = ("\ufeff" + HEAD).encode(encoding)
+    (tmp_path / f"t.{suffix}").write_bytes(gzip.compress(content) if suffix == "csv.gz" else content)
+    with pytest.raises(BivrecError, match=r": not UTF-8, but UTF-16; convert the file"):
+        read_tables(tmp_path / f"t.{suffix}")
 
 
 def test_missing_file_and_empty_folder(tmp_path):

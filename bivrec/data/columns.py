@@ -5,6 +5,7 @@ Ids and texts come as strings, timestamps as int64. Rows are counted from 1; the
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from bivrec.data.times import EXPECTED_TIME, read_times
+from bivrec.data.times import EXPECTED_TIME, read_times, read_whole_numbers
 from bivrec.errors import BivrecError
 
 # Ids repeat, so they are held as codes into a dictionary: 25M strings would not fit the memory that their codes need.
@@ -38,6 +39,7 @@ EXPECTED = {
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROWS_PER_CHUNK = 100_000
 
 
@@ -66,8 +68,10 @@ def column_names(path: Path) -> list[str]:
     kind = kind_of(path)
     if kind in DELIMITERS:
         parse = _quoted_fields(DELIMITERS[kind])
-        with _faults_of(path), pa_csv.open_csv(path, read_options=_COUNTING_ROWS, parse_options=parse) as reader:
-            return list(reader.schema.names)
+        with _faults_of(path):
+            _refuse_utf16(path)
+            with pa_csv.open_csv(_opened(path), read_options=_COUNTING_ROWS, parse_options=parse) as reader:
+                return list(reader.schema.names)
     if kind == PARQUET:
         with _faults_of(path):
             return list(pq.read_schema(path).names)
@@ -78,15 +82,15 @@ def column_names(path: Path) -> list[str]:
 
 def kind_of(path: Path) -> str:
     """The suffix that tells the format, without the .gz of a compressed file."""
-    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if _is_gzip(path) else path.suffix.lower()
 
 
 def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row, object) for every line of a file, gzip-compressed if it ends in .gz; blank lines are skipped."""
-    row, is_gzip = 0, path.suffix.lower() == ".gz"
+    row, opened = 0, gzip.open if _is_gzip(path) else open
     try:
         # -sig: without the mark that programs of Windows put first.
-        with gzip.open(path, "rt", encoding="utf-8-sig") if is_gzip else path.open(encoding="utf-8-sig") as lines:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
             for row, line in enumerate(lines, 1):
                 if line.isspace():
                     continue
@@ -152,7 +156,7 @@ def read_delimited(
         convert = pa_csv.ConvertOptions(
             include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
         )
-        return pa_csv.read_csv(stream or path, read_options=read, parse_options=parse, convert_options=convert)
+        return pa_csv.read_csv(stream or _opened(path), read_options=read, parse_options=parse, convert_options=convert)
 
     with _faults_of(path):
         try:
@@ -206,6 +210,8 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
 
 
 def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], str]) -> pa.Array:
+    if kind == TIME:
+        values = [int(value) if isinstance(value, float) else value for value in values]
     if kind == TIME and not any(isinstance(value, str) for value in values):
         return pa.array(values, TIME)
     strings = pa.array([None if value is None else str(value) for value in values], pa.string())
@@ -217,6 +223,8 @@ def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], st
 def _fits(value: Any, kind: pa.DataType) -> bool:
     if value is None:
         return True
+    if kind == TIME and isinstance(value, float):
+        return value.is_integer() and abs(value) < 2.0**63
     if isinstance(value, bool) or (isinstance(value, int) and kind == TIME and value.bit_length() > 63):
         return False
     return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str}[kind])
@@ -227,12 +235,15 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
     columns = []
     for name, kind in types.items():
         column = table[name]
+        if pa.types.is_string_view(column.type):
+            # Arrow makes no dictionary of it, and trims none.
+            column = column.cast(pa.large_string())
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
             raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
-        if kind == TIME and _is_text(column.type):
-            where = partial(_place, path, name, range(first_row, first_row + len(column)))
-            columns.append(read_times(column, where))
+        if kind == TIME and (_is_text(column.type) or pa.types.is_floating(column.type)):
+            read = read_times if _is_text(column.type) else read_whole_numbers
+            columns.append(read(column, partial(_place, path, name, range(first_row, first_row + len(column)))))
             continue
         with _faults_of(path):
             columns.append(_cast(column, kind, f"{path}: column '{name}'"))
@@ -246,7 +257,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     is_text = _is_text(found)
     if kind == TIME and (pa.types.is_timestamp(found) or pa.types.is_date(found)):
         return column.cast(pa.timestamp("s"), safe=False).cast(TIME)
-    if kind == TIME and (pa.types.is_integer(found) or pa.types.is_floating(found)):
+    if kind == TIME and pa.types.is_integer(found):
         return column.cast(TIME)
     if kind == ID and (is_text or pa.types.is_integer(found)):
         return column.dictionary_encode().cast(ID)
@@ -289,6 +300,22 @@ def _quoted_fields(delimiter: str) -> pa_csv.ParseOptions:
     return pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _opened(path: Path) -> pa.NativeFile:
+    # Arrow itself knows .gz, but not .GZ.
+    return pa.input_stream(str(path), compression="gzip" if _is_gzip(path) else None)
+
+
+def _refuse_utf16(path: Path) -> None:
+    """Raise BivrecError if a file begins like one of UTF-16, of which Arrow makes a single column."""
+    with _opened(path) as stream:
+        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise BivrecError(f"{path}: not UTF-8, but UTF-16; convert the file")
+
+
 @contextmanager
 def _faults_of(path: Path) -> Iterator[None]:
     """Arrow's exceptions as BivrecError; those of CSV files name the row and the value."""
@@ -301,6 +328,8 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 
 def _unknown_format(path: Path) -> BivrecError:
+    if kind_of(path) in ARCHIVES:
+        return BivrecError(f"{path}: an archive; unpack it and give the file in it")
     return BivrecError(
         f"{path}: unknown format '{kind_of(path)}'; expected .parquet, .csv, .tsv or .jsonl (text also with .gz)"
     )

@@ -1,4 +1,4 @@
-"""Times that a table holds as text: integers, and dates of ISO 8601."""
+"""Times that a table holds as text, integers and dates of ISO 8601, or as numbers with a decimal point."""
 
 from __future__ import annotations
 
@@ -35,13 +35,24 @@ def read_times(texts: pa.ChunkedArray, where: Callable[[int], str]) -> pa.Chunke
     return pa.chunked_array(parts, pa.int64())
 
 
+def read_whole_numbers(numbers: pa.ChunkedArray, where: Callable[[int], str]) -> pa.ChunkedArray:
+    """Int64. Raises BivrecError, as `read_times` does, at the first value that is no whole number of 64 bits."""
+    numbers = numbers.cast(pa.float64())
+    # NaN equals nothing.
+    fits = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), 2.0**63))
+    if (row := pc.index(fits, False).as_py()) >= 0:
+        raise BivrecError(f"{where(row)} {numbers[row]}: expected {EXPECTED_TIME}; mend or remove the row")
+    return numbers.cast(pa.int64())
+
+
 def _seconds(texts: pa.Array) -> pa.Array:
     """Null where a text is of neither form. Raises ArrowInvalid for a day or an hour that there is not."""
     texts = pc.utf8_trim_whitespace(texts)
     is_date = pc.match_substring_regex(texts, _DATE)
     zoned = pc.match_substring_regex(texts, f":[0-9.,]+{_ZONE}$")
     whole = pc.replace_substring_regex(texts, _FRACTION, "")
-    integers = pc.if_else(pc.match_substring_regex(texts, "^-?[0-9]+$"), texts, None)
+    # pandas writes whole numbers as 1.0 where a value of the column is missing.
+    integers = pc.if_else(pc.match_substring_regex(texts, r"^-?[0-9]+(\.0+)?$"), whole, None)
     # Arrow takes a zone as an error for one type, and its absence for the other.
     in_utc = pc.if_else(pc.and_not(is_date, zoned), whole, None)
     in_zone = pc.if_else(pc.and_(is_date, zoned), whole, None)
