@@ -24,7 +24,11 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
     path = Path(path)
     check_new_folder(path, overwrite, marks=marks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as fault:
+        # Of the folder that the user named, not of the hidden one.
+        raise BivrecError(f"{path}: cannot be made ({fault.strerror}); choose another place") from None
     try:
         # mkdtemp makes a private folder; the finished one has the permissions of any other new folder.
         staging.chmod(0o777 & ~_umask())

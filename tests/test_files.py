@@ -74,3 +74,10 @@ def test_a_place_below_a_file(tmp_path: Path) -> None:
         check_new_file(tmp_path / "f" / "a.csv")
     with pytest.raises(BivrecError, match="is a folder; choose another file"):
         check_new_file(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_called_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)
+    with pytest.raises(BivrecError) as fault, new_folder(path):
+        pass
+    assert str(fault.value) == f"{path}: cannot be made (File name too long); choose another place"
