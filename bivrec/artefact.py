@@ -311,7 +311,7 @@ class BiVRec(_Published):
         if domain.item_ids() != self.item_ids:
             raise BivrecError(
                 f"{self.source['name']}: trained on {len(self.item_ids)} other items than those of {domain.path}; "
-                "to use its tower there, evaluate with --zero-shot or finetune from it"
+                "to use its tower there, give --zero-shot or finetune from it"
             )
 
 

@@ -39,19 +39,17 @@ def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = 
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise BivrecError(f"--recipe {name}: no such file")
+            raise BivrecError(f"recipe {name}: no such file")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as fault:
-            raise BivrecError(f"--recipe {name}: not UTF-8 text ({fault}); save it as UTF-8") from None
+            raise BivrecError(f"recipe {name}: not UTF-8 text ({fault}); save it as UTF-8") from None
     else:
         full = name if "/" in name or stage is None else f"{stage}/{name}"
         if full not in recipe_names():
             if of_stages := [known for known in recipe_names() if known.partition("/")[2] == name]:
                 raise BivrecError(f"{name}: a recipe belongs to a stage; say {' or '.join(of_stages)}")
-            raise BivrecError(
-                f"--recipe {name}: no such recipe; there are {', '.join(recipe_names())}, or a .yaml file"
-            )
+            raise BivrecError(f"recipe {name}: no such recipe; there are {', '.join(recipe_names())}, or a .yaml file")
         folder, _, base = full.partition("/")
         text = (resources.files(PACKAGES[folder]) / f"{base}.yaml").read_text(encoding="utf-8")
     try:

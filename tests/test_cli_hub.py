@@ -73,7 +73,7 @@ def test_there_and_back_from_python(hub: HubServer, tower: Path, pretrained: Run
 def test_a_joint_model_elsewhere_is_its_tower(hub: HubServer, pretrained: Run, target: Domain) -> None:
     succeed("publish", pretrained.path, "--to", "org/joint", "--model", "joint")
     succeed("publish", pretrained.path, "--to", NAME)
-    assert "evaluate with --zero-shot" in fail("evaluate", target.path, "--from-hub", "org/joint")
+    assert "give --zero-shot or finetune from it" in fail("evaluate", target.path, "--from-hub", "org/joint")
     results = rows(target, "--from-hub", "org/joint", "--from-hub", NAME, "--zero-shot")
     assert list(results) == ["org/joint zero-shot", f"{NAME} zero-shot"]
     assert results["org/joint zero-shot"] == results[f"{NAME} zero-shot"]

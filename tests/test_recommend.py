@@ -277,7 +277,10 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
     [
         ("--user nobody", "user 'nobody': not in source; expected a user id such as '"),
         ("--history {h} --user nobody", "user 'nobody': not in {h}; expected a user id such as 'a'"),
-        ("--history {unknown} --to {new}.csv", "{unknown}: interaction 1: item 'gone' is not in source"),
+        (
+            "--history {unknown} --to {new}.csv",
+            "{unknown}: none of its 1 interactions is of an item of source; the first is of 'gone'; expected item ids",
+        ),
         ("--history {new} --to {new}.csv", "unknown format ''"),
         ("--history {new}.csv --to {new}.csv", "{new}.csv: no such file"),
         ("--history {nameless} --to {new}.csv", "{nameless}: no column 'user_id', 'item_id'; found 'u', 'i'"),

@@ -53,8 +53,13 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *
     if len(unknown):
         row = int(unknown[0])
         example = f"{path}: interaction {row + 1}: item '{item_ids[int(item_codes[row])]}' is not in {domain.name}"
+    if not len(items):
+        raise BivrecError(f"{path}: no interactions; expected rows of {columns.user} and {columns.item}")
     if not len(rows):
-        raise BivrecError(example or f"{path}: no interactions; expected rows of {columns.user} and {columns.item}")
+        raise BivrecError(
+            f"{path}: none of its {len(items):,} interactions is of an item of {domain.name}; the first is of "
+            f"'{item_ids[int(item_codes[0])]}'; expected item ids such as '{catalogue[0]}'"
+        )
     seconds = table[columns.timestamp].to_numpy() if columns.timestamp in table.column_names else np.arange(len(items))
     order = pc.sort_indices(user_ids).to_numpy()
     rank = np.argsort(order)[user_codes]
