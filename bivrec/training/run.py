@@ -109,7 +109,7 @@ class Run:
         if record["catalogue"] != self._catalogue:
             raise BivrecError(
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
-                f"not on those of {domain.location}; to use its tower there, evaluate with --zero-shot"
+                f"not on those of {domain.location}; to use its tower there, give --zero-shot"
             )
         # The same items may have other splits, in which users of the training are asked as if they were unknown.
         for name, before in self._counts.items():
