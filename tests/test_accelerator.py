@@ -42,6 +42,10 @@ EQUAL = {
     },
 }
 
+QUESTIONS = {"sasrec": 1, "amazon": 2, "default": 3, "ml-25m": 6, "in-batch": 7}
+"""How many targets a batch has; the lengths of its histories, for each view of BiVRec; the different items that a step
+with sampled candidates reads, and two of torch's own where gradients are sparse; the different targets."""
+
 
 def short(overrides: dict[str, Any]) -> list[str]:
     training = {**overrides.get("training", {}), "steps": 2, "precision": "bf16"}
@@ -122,14 +126,10 @@ def test_training_learns_what_it_learns_on_a_processor(
     assert there.metrics()[-1]["recall@20"] == pytest.approx(here.metrics()[-1]["recall@20"], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_training_step_asks_the_device_little(outcomes: dict[str, dict[str, Any]], name: str) -> None:
-    """Each question makes the host wait until the device has done all it was given.
-
-    How many targets a batch has; the lengths of its histories, for each view; the different items it reads, and those
-    among its targets; and two of torch's own where gradients are sparse.
-    """
-    assert sum(outcomes[name]["questions"].values()) <= 7, outcomes[name]["questions"]
+@pytest.mark.parametrize(("name", "most"), QUESTIONS.items())
+def test_a_training_step_asks_the_device_little(outcomes: dict[str, dict[str, Any]], name: str, most: int) -> None:
+    """Each question makes the host wait until the device has done all it was given."""
+    assert 0 < sum(outcomes[name]["questions"].values()) <= most, outcomes[name]["questions"]
 
 
 def test_the_stand_in_refuses_what_a_device_refuses() -> None:

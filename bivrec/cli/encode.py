@@ -37,7 +37,7 @@ FILE = click.Path(path_type=Path)
     "--shrinkage",
     type=float,
     metavar="S",
-    help="With --whiten: 0.001 (the default) whitens fully, 1 half-way, 1000 only centres.",
+    help="With --whiten: 0.001 (the default) whitens fully, 1000 only centres; 30 for encoders wider than the tower.",
 )
 @click.option("--half", is_flag=True, help="Store float16.")
 @click.option("--device", help="Torch device; a GPU if there is one.", default=None)
