@@ -58,5 +58,11 @@ def draw_training_curve(run: Run, folder: Path) -> str | None:
 
 
 def public_source(source: dict[str, Any]) -> dict[str, Any]:
-    """A Domain's source with absolute paths cut to their last part."""
-    return {key: last_parts(value) if isinstance(value, str) else value for key, value in source.items()}
+    """A Domain's source with absolute paths cut to their last part, in sources within it too."""
+    return {key: _public_value(value) for key, value in source.items()}
+
+
+def _public_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return public_source(value)
+    return last_parts(value) if isinstance(value, str) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,25 @@ def terms_of(source: Mapping[str, Any] | None, name: str) -> Terms:
     """The terms of a Domain by its `source` (see DomainInfo) and name.
 
     Tables whose Domain has the name of a MovieLens release are taken for it: the stricter terms are the safer guess.
+    Those of Domains that were merged are the terms of all of them.
     """
+    if source and source.get("reader") == "merge":
+        return _together([terms_of(part, part_name) for part_name, part in source["domains"].items()])
     known = _BY_READER.get(str((source or {}).get("reader")))
     if known is None and MOVIELENS_NAME.fullmatch(name):
         return MOVIELENS
     return known or UNKNOWN
+
+
+def _together(parts: Sequence[Terms]) -> Terms:
+    first, *others = dict.fromkeys(parts)
+    if not others:
+        return first
+    return Terms(
+        source="; ".join(terms.source for terms in (first, *others)),
+        text="\n\n".join(terms.text for terms in (first, *others)),
+        license="other",
+        license_name="several-sources",
+        citations=tuple(citation for terms in (first, *others) for citation in terms.citations),
+        restricted="; ".join(terms.restricted for terms in (first, *others) if terms.restricted) or None,
+    )

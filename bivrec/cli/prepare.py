@@ -125,6 +125,23 @@ def tables(interactions: Path, items: Path | None, images: Path | None, **option
 
 
 @prepare.command()
+@click.argument("domains", type=DOMAIN, nargs=-1, required=True)
+@click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write.")
+@click.option("--name", help="Name of the Domain (default: that of its folder).")
+@overwrite_option
+def merge(domains: tuple[Path | str, ...], to: Path, name: str | None, overwrite: bool) -> None:
+    """Merge DOMAINS into one, as the source of a tower that is to serve several kinds of catalogues.
+
+    Ids become NAME:ID with the name of their Domain, users keep their split, and features are taken along where they
+    were made with the same options.
+    """
+    from bivrec.data.domain import Domain
+    from bivrec.data.merge import merge as merged
+
+    _report(merged([Domain.open(domain) for domain in domains], to, name=name, overwrite=overwrite))
+
+
+@prepare.command()
 @click.option("--to", required=True, type=FOLDER, metavar="FOLDER", help="Folder for the Domains source and target.")
 @click.option("--users", default=600, help="Users of the source.")
 @click.option("--items", default=300, help="Items of the source.")

@@ -1,0 +1,102 @@
+"""Several Domains as one, as the source of a tower that has seen more than one kind of catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from bivrec.data.domain import ITEM_COLUMNS, MARKS, SPLITS, Domain, FeatureSpec
+from bivrec.data.prepare import prepare
+from bivrec.data.raw import RawData
+from bivrec.errors import BivrecError
+from bivrec.files import new_folder
+
+
+def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = None, overwrite: bool = False) -> Domain:
+    """Write a Domain of all users and items of `domains` to `path`; `name` defaults to the folder's.
+
+    Ids become NAME:ID, with the name of their Domain, so that nothing is taken for the same; users keep their split.
+    Features are taken along, as whitened for their own Domain, and items lack the modalities that their Domain lacks.
+    Images are not taken along.
+    Raises BivrecError for fewer than two Domains, two of one name, one that is to be replaced, and features of one
+    modality that were made in different ways.
+    """
+    path = Path(path)
+    names = [domain.name for domain in domains]
+    if len(names) < 2:
+        raise BivrecError("one Domain cannot be merged; name two or more")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise BivrecError(f"two Domains have the name {repeated}; prepare one of them with another --name")
+    if any(domain.path.resolve() == path.resolve() for domain in domains):
+        raise BivrecError(f"{path}: is to be read; choose another folder to write")
+    specs = _common_specs(domains)
+    with new_folder(path, overwrite, marks=MARKS) as staging:
+        merged = prepare(_read(domains), staging, name=name or path.resolve().name, k_core=0, overwrite=True)
+        _take_features(merged, domains, specs)
+    return Domain.open(path)
+
+
+def _common_specs(domains: Sequence[Domain]) -> dict[str, FeatureSpec]:
+    """How the features of each modality were made; BivrecError unless alike in all Domains that have it."""
+    first: dict[str, Domain] = {}
+    for domain in domains:
+        for modality, spec in domain.info.features.items():
+            other = first.setdefault(modality, domain)
+            if spec != (wanted := other.info.features[modality]):
+                raise BivrecError(
+                    f"{domain.location}: {modality} features made by {spec}, those of {other.location} by {wanted}; "
+                    "encode both with the same options"
+                )
+    return {modality: domain.info.features[modality] for modality, domain in first.items()}
+
+
+def _read(domains: Sequence[Domain]) -> RawData:
+    users, items, timestamps, splits, user_ids, catalogues = [], [], [], [], [], []
+    first_user = first_item = 0
+    for domain in domains:
+        for place, split in enumerate(SPLITS):
+            part = domain.sequences(split)
+            users.append(np.repeat(np.arange(first_user, first_user + len(part), dtype=np.int32), part.lengths))
+            items.append(part.items + np.int32(first_item - 1))
+            timestamps.append(part.timestamps)
+            splits.append(np.full(len(part), place, np.int8))
+            user_ids.append(_qualified(domain, pa.array(part.user_ids, pa.string())))
+            first_user += len(part)
+        table = domain.item_table().data.table
+        ids, no_image = _qualified(domain, table["item_id"]), pa.nulls(len(table), pa.string())
+        catalogues.append(pa.table([ids, table["title"], table["text"], no_image], schema=ITEM_COLUMNS))
+        first_item += domain.num_items
+    catalogue = pa.concat_tables(catalogues)
+    return RawData(
+        users=np.concatenate(users),
+        items=np.concatenate(items),
+        timestamps=np.concatenate(timestamps),
+        user_ids=pa.concat_arrays(user_ids),
+        item_ids=catalogue["item_id"].combine_chunks(),
+        source={"reader": "merge", "domains": {domain.name: domain.info.source for domain in domains}},
+        catalogue=catalogue,
+        splits=np.concatenate(splits),
+    )
+
+
+def _qualified(domain: Domain, ids: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.binary_join_element_wise(domain.name, ids, ":")
+
+
+def _take_features(merged: Domain, domains: Sequence[Domain], specs: dict[str, FeatureSpec]) -> None:
+    if not specs:
+        return
+    index = {item: place for place, item in enumerate(merged.item_ids(), start=1)}
+    features = {modality: torch.zeros(merged.num_items + 1, spec.dimension) for modality, spec in specs.items()}
+    present = {modality: torch.zeros(merged.num_items + 1, dtype=torch.bool) for modality in specs}
+    for domain in domains:
+        rows = torch.tensor([index[item] for item in _qualified(domain, pa.array(domain.item_ids())).to_pylist()])
+        for modality in domain.info.features:
+            features[modality][rows] = domain.features((modality,))[1:]
+            present[modality][rows] = domain.has_modality(modality)[1:]
+    merged.with_features(features, present, specs)
