@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from bivrec.data.domain import Domain, Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import Scorer, top_k
+from bivrec.evaluation.reasons import reasons
 from bivrec.files import check_new_file, new_file
 
 ROWS_AT_ONCE = 100_000
@@ -32,9 +34,13 @@ def recommend(
     *,
     remove_seen: bool = True,
     titles: bool = False,
+    because: bool = False,
     user_chunk: int = 256,
 ) -> Iterator[pa.Table]:
     """Tables of user_id, rank (from 1), item_id, score and, if asked for, title: up to k rows a user, best first.
+
+    because: also because_item_id and, with titles, because_title, of the item of the history that speaks most for this
+    one (see `reasons`); null if none does. It costs a ranking for each of a user's recent items.
 
     Users keep their order, and a table holds `user_chunk` of them. A user's whole sequence is the history, nothing is
     held out. remove_seen: recommend no item of the history, so that a list may be shorter than k. The scores of one
@@ -49,26 +55,43 @@ def recommend(
     starts, ends = users.offsets[:-1], users.offsets[1:]
     # Everything is history, and nothing a target.
     asked = EvaluationUsers(users.items, starts, ends, ends, users.user_ids, skipped=0)
-    return _tables(catalogue, scorer, asked, k, remove_seen, user_chunk)
+    return _tables(catalogue, scorer, asked, k, remove_seen, because, user_chunk)
 
 
 def _tables(
-    catalogue: pa.Table, scorer: Scorer, users: EvaluationUsers, k: int, remove_seen: bool, user_chunk: int
+    catalogue: pa.Table,
+    scorer: Scorer,
+    users: EvaluationUsers,
+    k: int,
+    remove_seen: bool,
+    because: bool,
+    user_chunk: int,
 ) -> Iterator[pa.Table]:
     for first in tqdm(range(0, len(users), user_chunk), desc="recommending", unit="chunk", leave=False, disable=None):
         last = min(first + user_chunk, len(users))
         seen = users.seen(first, last) if remove_seen else None
-        items, scores = top_k(scorer, users.histories(first, last, scorer.max_history), k, seen)
+        histories = users.histories(first, last, scorer.max_history)
+        items, scores = top_k(scorer, histories, k, seen)
         found = items > 0
         rows, places = (indices.cpu().numpy() for indices in found.nonzero(as_tuple=True))
-        described = catalogue.take(pa.array((items[found] - 1).cpu().numpy()))
+        described = _described(catalogue, items[found])
         columns = {
             "user_id": pa.array(users.user_ids[first:last], pa.string()).take(pa.array(rows)),
             "rank": pa.array(places + 1, pa.int32()),
             "item_id": described["item_id"],
             "score": pa.array(scores[found].float().cpu().numpy()),
         }
-        yield pa.table(columns | {name: described[name] for name in described.column_names[1:]})
+        columns |= {name: described[name] for name in described.column_names[1:]}
+        if because:
+            reason = _described(catalogue, reasons(scorer, histories, items)[found])
+            columns |= {f"because_{name}": reason[name] for name in reason.column_names}
+        yield pa.table(columns)
+
+
+def _described(catalogue: pa.Table, items: Tensor) -> pa.Table:
+    """The rows of items [N]; nulls for item 0."""
+    indices = items.cpu().numpy()
+    return catalogue.take(pa.array(indices - 1, mask=indices == 0))
 
 
 class _JsonLines:

@@ -79,7 +79,7 @@ def commands(world: Path, tower: Path, folder: Path) -> dict[str, list[str]]:
         "finetune": tune("finetune", target, "--from-hub", str(tower), "--set=training.steps=2"),
         "resume": tune("finetune", "--resume"),
         "evaluate": ["evaluate", target, "--run", run],
-        "recommend": ["recommend", target, "--run", run, "--to", str(folder / "lists.parquet")],
+        "recommend": ["recommend", target, "--run", run, "--to", str(folder / "lists.parquet"), "--because"],
     }
 
 

@@ -196,6 +196,23 @@ def test_chosen_users_can_be_written(model: list[object], source: Domain, tmp_pa
     assert list(lists_of(read(tmp_path / "l.csv"))) == asked
 
 
+def test_reasons_are_items_of_the_history(model: list[object], source: Domain, tmp_path: Path) -> None:
+    users, ids = source.sequences("test"), source.item_ids()
+    titles = dict(zip(ids, source.item_table()["title"], strict=True))
+    bought = {user: {ids[item - 1] for item in users[row].tolist()} for row, user in enumerate(users.user_ids)}
+    for path, more in ((tmp_path / "plain.parquet", ()), (tmp_path / "titled.jsonl", ("--titles",))):
+        succeed("recommend", *model, "--to", path, "--k", 3, "--because", *more)
+        rows = [row for row in read(path) if row["because_item_id"] is not None]
+        assert rows
+        for row in rows:
+            assert row["because_item_id"] in bought[row["user_id"]]
+            assert row.get("because_title") == (titles[row["because_item_id"]] if more else None)
+    printed = succeed("recommend", *model, "--user", users.user_ids[0], "--k", 3, "--because")
+    reasons = [row["because_item_id"] for row in rows if row["user_id"] == users.user_ids[0]]
+    shown = [line.split()[2] for line in printed.splitlines() if line.startswith("    because of")]
+    assert shown == reasons
+
+
 # Users from a file
 
 

@@ -43,6 +43,8 @@ RECENT = 10
 @click.option("--k", default=20, type=click.IntRange(min=1), help="Items for each user.")
 @click.option("--remove-seen/--keep-seen", default=True, help="Whether to leave out the items of a user's history.")
 @click.option("--titles", is_flag=True, help="Also write the titles of the items.")
+@click.option("--because", is_flag=True,
+              help="Also name the item of the history that speaks most for each recommended one; slow.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace FILE, whatever it holds.")
 def recommend(
     domain: Path | str,
@@ -57,6 +59,7 @@ def recommend(
     k: int,
     remove_seen: bool,
     titles: bool,
+    because: bool,
     overwrite: bool,
     **columns: str | None,
 ) -> None:
@@ -83,7 +86,8 @@ def recommend(
     opened = Domain.open(domain)
     users = _users(opened, split or "test", user_ids, history, columns)
     name, scorer = _scorer(opened, run, source, view, zero_shot)
-    tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles or to is None)
+    titles = titles or to is None
+    tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles, because=because)
     if to is not None:
         written = write_recommendations(to, tables, overwrite=overwrite)
         click.echo(f"{to}: {written:,} recommendations of {name} to {len(users):,} users of {opened.name}")
@@ -128,6 +132,8 @@ def _print_lists(domain: Domain, users: Sequences, rows: Sequence[dict[str, Any]
         for row in rows:
             if row["user_id"] == user:
                 click.echo(_line(f"{row['rank']:>3}  {row['score']:>9.4f}", row["item_id"], row["title"]))
+                if reason := row.get("because_item_id"):
+                    click.echo(_line("    because of", reason, row["because_title"]))
 
 
 def _line(start: str, item_id: str, title: str | None) -> str:
