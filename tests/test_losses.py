@@ -17,6 +17,11 @@ all_scorings = pytest.mark.parametrize("scored_by", SCORINGS)
 interest_counts = pytest.mark.parametrize("count", [1, 3])
 
 
+Gain = tuple[Repeats, Tensor] | tuple[None, None]
+"""Where scores gain, and how much."""
+NO_GAIN: Gain = (None, None)
+
+
 def random_problem(count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Interests [R, K, D], targets [R] with repetitions, and the catalogue [V, D], in float64."""
     generator = torch.Generator().manual_seed(count)
@@ -27,25 +32,24 @@ def random_problem(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def full_softmax_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, repeats: Repeats | None = None
+    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, gain: Gain = NO_GAIN
 ) -> Tensor:
-    return softmax_loss(interests, catalogue[targets], catalogue, targets, scored_by, repeats=repeats)
+    return softmax_loss(interests, catalogue[targets], catalogue, targets, scored_by, None, *gain)
 
 
-def random_repeats(targets: Tensor) -> Repeats:
+def random_gain(targets: Tensor) -> Gain:
     """Rows are read after positions 0 to 3 of four sequences; some of the items came later, or never (4)."""
     generator = torch.Generator().manual_seed(8)
     since = torch.randint(-1, 5, (4, CATALOGUE), dtype=torch.int32, generator=generator)
     sequence, position = torch.randint(4, (2, ROWS), generator=generator)
     bias = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
-    return Repeats(bias, since, sequence, position, since[sequence, targets] <= position)
+    return Repeats(since, sequence, position, since[sequence, targets] <= position), bias
 
 
-def slow_loss(
-    interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, repeats: Repeats | None = None
-) -> Tensor:
+def slow_loss(interests: Tensor, targets: Tensor, catalogue: Tensor, scored_by: str, gain: Gain = NO_GAIN) -> Tensor:
     """Eq. 19-21 row by row and item by item, with autograd."""
     total = interests.new_zeros(())
+    repeats, bias = gain
     for row, target in enumerate(targets.tolist()):
         scores = [[v @ x for x in catalogue] for v in interests[row]]
         nearest = max(range(len(scores)), key=lambda k: scores[k][target].item())
@@ -57,7 +61,7 @@ def slow_loss(
             else:
                 logits[item] = of_item[nearest] if scored_by == "target-interest" else of_item.max()
             if repeats is not None and repeats.since[repeats.sequence[row], item] <= repeats.position[row]:
-                logits[item] = logits[item] + repeats.bias
+                logits[item] = logits[item] + bias
         total = total - (logits[target] - torch.stack(list(logits.values())).exp().sum().log())
     return total
 
@@ -75,10 +79,10 @@ def test_full_softmax_has_the_value_and_gradients_of_autograd(
 ) -> None:
     monkeypatch.setattr(losses, "LOGITS_PER_CHUNK", logits_per_chunk)
     interests, targets, catalogue = random_problem(count)
-    repeats = random_repeats(targets) if repeated else None
-    leaves = (interests, catalogue) if repeats is None else (interests, catalogue, repeats.bias)
-    found = full_softmax_loss(interests, targets, catalogue, scored_by, repeats)
-    expected = slow_loss(interests, targets, catalogue, scored_by, repeats)
+    gain = random_gain(targets) if repeated else NO_GAIN
+    leaves = (interests, catalogue, gain[1]) if repeated else (interests, catalogue)
+    found = full_softmax_loss(interests, targets, catalogue, scored_by, gain)
+    expected = slow_loss(interests, targets, catalogue, scored_by, gain)
     torch.testing.assert_close(
         value_and_gradients(found, *leaves),
         value_and_gradients(expected, *leaves),

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from stages import config
+from tiny_models import tiny_model
 from torch import nn
 
 from bivrec.config import TrainingConfig
@@ -52,6 +53,13 @@ def test_the_projection_of_features_has_a_learning_rate_of_its_own() -> None:
     peak = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
     assert peak[id(model[0].projection.weight)] == 0.01
     assert peak[id(model[1].weight)] == 0.1
+
+
+def test_repeat_biases_learn_a_hundred_times_as_fast() -> None:
+    model = tiny_model(repeat_bias=True)
+    groups = make_optimizer(model, [], training()).param_groups
+    peak = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    assert {name for name, parameter in model.named_parameters() if peak[id(parameter)] == 10} == {"repeat_biases"}
 
 
 def test_frozen_parameters_are_left_out(model: nn.Sequential) -> None:

@@ -13,7 +13,7 @@ from bivrec.evaluation import ranking
 from bivrec.evaluation.ranking import top_k
 from bivrec.evaluation.scorer import ModelScorer, Readers
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
-from bivrec.model.bivrec import REPEAT_GAIN, BiVRec
+from bivrec.model.bivrec import BiVRec
 
 NUM_ITEMS, NUM_USERS, K, SIZE = 4502, 24, 10, 16
 CONFIG = ModelConfig(hidden_size=SIZE, num_heads=2, max_history=7, num_interests=(3,), scales=())
@@ -28,8 +28,8 @@ def make_model(views: tuple[str, ...] = ("id",), seed: int = 0, repeat_bias: flo
         "mm": lambda: mm_tower(config, torch.randn(NUM_ITEMS + 1, 5)),
     }
     model = BiVRec({name: towers[name]() for name in views})
-    assert model.repeats is not None
-    nn.init.constant_(model.repeats, repeat_bias / REPEAT_GAIN)
+    assert model.repeat_biases is not None
+    nn.init.constant_(model.repeat_biases, repeat_bias)
     return model
 
 

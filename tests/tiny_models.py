@@ -66,8 +66,8 @@ def tiny_model(views: tuple[str, ...] = ("id", "mm"), **changes: Any) -> BiVRec:
     model = BiVRec({view: tiny_tower(view, **changes) for view in views})
     if len(views) > 1:
         randomised(model.cross_view)
-    if model.repeats is not None:
-        model.repeats = nn.Parameter(torch.linspace(-0.02, 0.01, len(views), dtype=torch.float64))
+    if model.repeat_biases is not None:
+        model.repeat_biases = nn.Parameter(torch.linspace(-2, 1, len(views), dtype=torch.float64))
     return model.train()
 
 

@@ -8,9 +8,6 @@ from torch import Tensor, nn
 from bivrec.model.cross_view import CrossViewProjection
 from bivrec.model.tower import Tower
 
-REPEAT_GAIN = 100.0
-"""Of the parameters of the repeat bias: Adam moves a parameter by its learning rate, and such a bias may be -10."""
-
 
 class BiVRec(nn.Module):
     """An ID tower, a multimodal tower, and what joins them; a single view, or a baseline, has only its tower."""
@@ -23,7 +20,7 @@ class BiVRec(nn.Module):
         self.towers = nn.ModuleDict(towers)
         config = next(iter(towers.values())).config
         learns_repeats = config.repeat_bias and config.system == "bivrec"
-        self.repeats = nn.Parameter(torch.zeros(len(towers))) if learns_repeats else None
+        self.repeat_biases = nn.Parameter(torch.zeros(len(towers))) if learns_repeats else None
         if len(towers) > 1:
             self.register_buffer("id_weight", torch.tensor(0.5))
             self.cross_view = CrossViewProjection(config.hidden_size, config.num_interests[-1])
@@ -41,7 +38,7 @@ class BiVRec(nn.Module):
 
     def repeat_bias(self, view: str) -> Tensor | None:
         """What a view adds to the scores of items that the user has had before, a scalar; None: nothing is learned."""
-        return None if self.repeats is None else REPEAT_GAIN * self.repeats[self.views.index(view)]
+        return None if self.repeat_biases is None else self.repeat_biases[self.views.index(view)]
 
     @property
     def num_items(self) -> int:

@@ -78,7 +78,7 @@ class Trainer:
             max_history=config.model.max_history,
             min_history=config.training.min_history,
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
-            whole_history=model.repeats is not None,
+            whole_history=model.repeat_biases is not None,
             seed=config.training.seed,
         )
         self._candidates = CandidateSampler(

@@ -20,10 +20,8 @@ LOGITS_PER_CHUNK_ON_GPU = 2**26
 
 @dataclass(frozen=True)
 class Repeats:
-    """What scores gain where a row's user has had the candidate before, and where that is."""
+    """Where a row's user has had the candidate before."""
 
-    bias: Tensor
-    """Scalar, added to these scores."""
     since: Tensor
     """[B, C] int32: position of the history of a sequence from which on its user has had the candidate."""
     sequence: Tensor
@@ -47,13 +45,14 @@ def softmax_loss(
     scored_by: str,
     log_inclusion: tuple[Tensor, Tensor] | None = None,
     repeats: Repeats | None = None,
+    repeat_bias: Tensor | None = None,
 ) -> Tensor:
     """Summed cross-entropy of each row's target against candidates that all rows share.
 
     interests [R, K, D]; targets [R, D]; candidates [C, D]: the catalogue, or a sample of it. hits [R]: the candidate
     that is the row's target, and so no negative; C: there is none. log_inclusion: the logarithms of the probabilities
     with which the targets [R] and the candidates [C] come into a sample, which are subtracted from the logits (Bengio &
-    Senecal 2008).
+    Senecal 2008). repeat_bias: a scalar that is added to the scores where `repeats` says so; both or neither.
 
     The R x C logits are never held together: each chunk of rows yields its loss and its gradients at once.
     """
@@ -61,7 +60,7 @@ def softmax_loss(
     if scored_by == "target-interest" and interests.shape[1] > 1:
         nearest = (interests @ targets.unsqueeze(-1)).argmax(1)
         readers = interests.gather(1, nearest.unsqueeze(-1).expand(-1, 1, interests.shape[2]))
-    bias = readers.new_zeros(()) if repeats is None else repeats.bias
+    bias = readers.new_zeros(()) if repeat_bias is None else repeat_bias
     loss: Tensor = _Softmax.apply(  # type: ignore[no-untyped-call]
         readers, targets, candidates, bias, hits, log_inclusion, repeats, scored_by == "all-interests"
     )

@@ -39,10 +39,11 @@ class Objective(nn.Module):
         Each value is this process's share: its mean over processes is the value of the global batch.
         """
         rows = _Rows.of(batch, candidates, self.model.num_items)
+        repeats = None if self.model.repeat_biases is None else self._repeats(batch, candidates, rows)
         interests: dict[str, Interests] = {}
         parts: dict[str, Tensor] = {}
         for view in self.model.views:
-            interests[view], losses = self._view(view, batch, candidates, rows)
+            interests[view], losses = self._view(view, batch, candidates, rows, repeats)
             parts |= losses
         if len(interests) == 1:
             return {"loss": torch.stack(list(parts.values())).sum(), **parts}
@@ -58,7 +59,7 @@ class Objective(nn.Module):
         return {"loss": loss, **parts}
 
     def _view(
-        self, view: str, batch: Batch, candidates: Candidates | None, rows: _Rows
+        self, view: str, batch: Batch, candidates: Candidates | None, rows: _Rows, repeats: Repeats | None
     ) -> tuple[Interests, dict[str, Tensor]]:
         tower = self.model.tower(view)
         # Every item of the step is embedded or projected once, whatever part it plays.
@@ -66,7 +67,6 @@ class Objective(nn.Module):
         vectors, history, mask = tower.candidates(items), functional.embedding(rows.history, items), batch.history > 0
         interests = tower.encode_histories(history, mask, batch.positions)
         readouts, targets = interests.vectors[rows.learnt], rows.targets[rows.learnt]
-        repeats = self._repeats(view, batch, candidates, rows)
         mixture = tower.config.interest_score == "logsumexp"
         scored_by = "all-interests" if mixture else self.config.negatives_scored_by
         learnt_items = batch.targets[rows.learnt]
@@ -76,7 +76,8 @@ class Objective(nn.Module):
             shown, hits = functional.embedding(rows.candidates, vectors), _columns(learnt_items, candidates.items)
             log_inclusion = candidates.log_inclusion[learnt_items], candidates.log_inclusion[candidates.items]
         own = functional.embedding(targets, vectors)
-        total = softmax_loss(readouts, own, shown, hits, scored_by, log_inclusion, repeats)
+        bias = self.model.repeat_bias(view)
+        total = softmax_loss(readouts, own, shown, hits, scored_by, log_inclusion, repeats, bias)
         # Slices hold different numbers of targets; each target of the global batch weighs the same.
         losses = {f"loss_{view}": total / batch.mean_targets}
         auxiliary = tower.auxiliary_loss(history, mask, interests)
@@ -84,18 +85,15 @@ class Objective(nn.Module):
             losses[f"auxiliary_{view}"] = auxiliary
         return interests, losses
 
-    def _repeats(self, view: str, batch: Batch, candidates: Candidates | None, rows: _Rows) -> Repeats | None:
-        """What the learnt rows of a batch gain where a candidate is a repeat."""
-        bias = self.model.repeat_bias(view)
-        if bias is None:
-            return None
+    def _repeats(self, batch: Batch, candidates: Candidates | None, rows: _Rows) -> Repeats:
+        """Where a candidate is a repeat for the learnt rows of a batch."""
         if candidates is None:
             since = _had_since(batch, torch.arange(1, self.model.num_items + 1, device=batch.history.device))
         else:
             since = _had_since(batch, candidates.items)
         sequence, place = rows.learnt
         had = _had_targets(batch, self.model.num_items)[rows.learnt]
-        return Repeats(bias, since, sequence, batch.positions[place], had)
+        return Repeats(since, sequence, batch.positions[place], had)
 
     def _contrastive(self, id_view: Interests, mm_view: Interests, users: Tensor) -> Tensor:
         cross_view = self.model.cross_view

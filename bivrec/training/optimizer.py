@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from bivrec.config import TrainingConfig
+from bivrec.model.bivrec import BiVRec
 from bivrec.model.items import FeatureItems
+
+REPEAT_RATE = 100.0
+"""Of the repeat biases, times the learning rate: Adam moves a parameter by its rate, and such a bias may be -10."""
 
 
 def make_optimizer(model: nn.Module, pretrained: list[nn.Parameter], config: TrainingConfig) -> Optimizer:
@@ -26,6 +30,8 @@ def make_optimizer(model: nn.Module, pretrained: list[nn.Parameter], config: Tra
     if config.projection_learning_rate is not None:
         projections = [part.projection.weight for part in model.modules() if isinstance(part, FeatureItems)]
         peaks |= {id(parameter): config.projection_learning_rate for parameter in projections}
+    biases = [part.repeat_biases for part in model.modules() if isinstance(part, BiVRec)]
+    peaks |= {id(bias): REPEAT_RATE * config.learning_rate for bias in biases if bias is not None}
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
