@@ -111,7 +111,7 @@ class Input:
             targets_per_sequence=1 if config.model.readout == "history" else config.training.targets_per_sequence,
             seed=0,
         )
-        self.candidates = CandidateSampler(config.objective, np.ones(num_items + 1), 0)
+        self.candidates = CandidateSampler(config.objective, num_items, 0)
         self.seconds = 0.0
 
     def batch(self, step: int) -> Any:

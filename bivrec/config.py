@@ -143,7 +143,11 @@ class ObjectiveConfig:
         "softmax candidates: full catalogue, negatives drawn uniform or by popularity, or in-batch targets",
         choices=("full", "uniform", "popularity", "in-batch"),
     )
-    num_negatives: int = _setting(1024, "negatives per step, shared by the batch (uniform and popularity)", low=1)
+    num_negatives: int = _setting(
+        1024,
+        "draws of negatives a step (uniform, popularity), shared by the batch; what is drawn twice counts once",
+        low=1,
+    )
     negatives_scored_by: str = _setting(
         "target-interest",
         "target-interest: the interest nearest to the target scores all candidates (Eq. 19-21); "
@@ -357,8 +361,8 @@ def _contradictions(config: Config) -> list[str]:
         faults.append(
             f"training.accumulate: {training.accumulate} does not divide training.batch_size {training.batch_size}"
         )
-    if objective.candidates == "in-batch" and training.batch_size < 2:
-        faults.append("training.batch_size: in-batch candidates need at least 2 sequences")
+    if objective.candidates == "in-batch" and training.batch_size < 2 * training.accumulate:
+        faults.append("training.batch_size: in-batch candidates need at least 2 sequences in a micro-batch")
     return faults
 
 

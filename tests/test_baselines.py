@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from stages import bivrec, config, same, settings, tower_weights, values, weights
@@ -75,7 +74,7 @@ def loss_of(tower: Tower, **settings: Any) -> dict[str, Tensor]:
     positions = torch.tensor([3, 6, 7] if prefix else [7])
     targets = (stretch[:, 1:] * (stretch[:, :-1] > 0))[:, positions]
     batch = Batch(torch.arange(6), stretch[:, :-1], positions, targets, NOTHING_EARLIER, float((targets > 0).sum()))
-    candidates = CandidateSampler(ObjectiveConfig(**settings), np.arange(NUM_ITEMS + 1), seed=0).draw(0, targets)
+    candidates = CandidateSampler(ObjectiveConfig(**settings), NUM_ITEMS, seed=0).draw(0, targets)
     parts: dict[str, Tensor] = Objective(BiVRec({"both": tower}), ObjectiveConfig(**settings))(batch, candidates)
     return parts
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from bivrec.data import batches
 from bivrec.data.batches import Batch, BatchSampler
 from bivrec.data.domain import Sequences
 from bivrec.errors import BivrecError
@@ -129,6 +130,24 @@ def test_all_positions_are_targets(targets_per_sequence: int | None) -> None:
     assert sampler.batch(0).positions.tolist() == list(range(10))
 
 
+@every_target_count
+@pytest.mark.parametrize("min_history", [1, 4])
+def test_last_targets_are_as_frequent_as_stated(
+    monkeypatch: pytest.MonkeyPatch, targets_per_sequence: int | None, min_history: int
+) -> None:
+    """Users are drawn alike, however long their sequences are."""
+    monkeypatch.setattr(batches, "USERS_AT_ONCE", 3)
+    sampler = make_sampler(targets_per_sequence=targets_per_sequence, min_history=min_history, max_history=6)
+    num_items = 100 * len(LENGTHS)
+    stated = sampler.last_target_shares(num_items)
+    assert stated.sum() == pytest.approx(1)
+    steps = 4000
+    drawn = np.concatenate([sampler.batch(step).targets[:, -1].numpy() for step in range(steps)])
+    counts = np.bincount(drawn, minlength=num_items + 1)
+    deviation = np.sqrt(len(drawn) * stated * (1 - stated))
+    assert (np.abs(counts - len(drawn) * stated) <= 5 * deviation + 1).all()
+
+
 # Who is drawn
 
 
@@ -137,7 +156,6 @@ def test_all_positions_are_targets(targets_per_sequence: int | None) -> None:
 def test_each_epoch_visits_each_user_once_and_short_ones_never(batch_size: int, min_history: int) -> None:
     sampler = make_sampler(batch_size=batch_size, min_history=min_history)
     users = [user for user, length in enumerate(LENGTHS) if length > min_history]
-    assert sampler.steps_per_epoch == len(users) / batch_size
     epochs = 3
     steps = -(-epochs * len(users) // batch_size)
     drawn = [user for step in range(steps) for user in sampler.batch(step).users.tolist()]

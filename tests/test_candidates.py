@@ -10,12 +10,13 @@ from bivrec.training.candidates import Candidates, CandidateSampler
 from bivrec.training.losses import softmax_loss
 
 NUM_ITEMS = 40
-COUNTS = np.array([0, *range(2 * NUM_ITEMS, NUM_ITEMS, -1)])
+SHARES = np.array([0, *range(2 * NUM_ITEMS, NUM_ITEMS, -1)]) / sum(range(2 * NUM_ITEMS, NUM_ITEMS, -1))
 TARGETS = torch.tensor([[3, 9], [0, 3], [7, 39]])
 
 
 def make_sampler(kind: str, num_negatives: int = 16, seed: int = 0) -> CandidateSampler:
-    return CandidateSampler(ObjectiveConfig(candidates=kind, num_negatives=num_negatives), COUNTS, seed)
+    config = ObjectiveConfig(candidates=kind, num_negatives=num_negatives)
+    return CandidateSampler(config, NUM_ITEMS, seed, SHARES)
 
 
 def draw(sampler: CandidateSampler, step: int, targets: torch.Tensor = TARGETS) -> Candidates:
@@ -59,12 +60,12 @@ def test_in_batch_candidates_are_the_last_targets() -> None:
 
 
 def test_in_batch_targets_are_as_frequent_as_in_training() -> None:
-    counts = np.array([0, 6, 3, 1, 0])
-    sampler = CandidateSampler(ObjectiveConfig(candidates="in-batch"), counts, 0)
+    shares = np.array([0.0, 0.6, 0.3, 0.1, 0.0])
+    sampler = CandidateSampler(ObjectiveConfig(candidates="in-batch"), 4, 0, shares)
     stated = draw(sampler, 0, torch.tensor([[1], [2]])).log_inclusion
     assert stated.isfinite().all()
-    for item, count in enumerate([6, 3, 1], start=1):
-        assert stated[item].item() == pytest.approx(math.log(1 - (1 - count / 10.5) ** 2), rel=1e-4)
+    for item, share in enumerate([0.6, 0.3, 0.1], start=1):
+        assert stated[item].item() == pytest.approx(math.log(1 - (1 - share) ** 2), rel=1e-4)
     assert stated[4] < stated[3]
 
 

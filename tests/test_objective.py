@@ -17,7 +17,7 @@ from bivrec.model.cross_view import allocation_loss, contrastive_loss
 from bivrec.training.candidates import Candidates, CandidateSampler
 from bivrec.training.objective import Objective
 
-COUNTS = np.arange(3 * NUM_ITEMS, 2 * NUM_ITEMS - 1, -1)
+SHARES = np.arange(3 * NUM_ITEMS, 2 * NUM_ITEMS - 1, -1) / (3 * NUM_ITEMS * NUM_ITEMS)
 NO_NOISE = {"assignment": "softmax-hard"}
 KINDS = ["full", "uniform", "popularity", "in-batch"]
 each_readout = pytest.mark.parametrize("readout", ["history", "prefix"])
@@ -54,7 +54,7 @@ def rows_of(batch: Batch, rows: Any) -> Batch:
 
 
 def draw(config: ObjectiveConfig, batch: Batch) -> Candidates | None:
-    return CandidateSampler(config, COUNTS, seed=0).draw(3, batch.targets)
+    return CandidateSampler(config, NUM_ITEMS, 0, SHARES).draw(3, batch.targets)
 
 
 def run(model: BiVRec, batch: Batch, **settings: Any) -> dict[str, Tensor]:

@@ -16,6 +16,9 @@ from torch import Tensor
 from bivrec.data.domain import Sequences
 from bivrec.errors import BivrecError
 
+USERS_AT_ONCE = 65536
+"""Whose sequences are widened together where all are counted."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -80,10 +83,18 @@ class BatchSampler:
         self._epoch = -1
         self._order = self._users
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches in which every user is drawn once."""
-        return len(self._users) / self._batch_size
+    def last_target_shares(self, num_items: int) -> np.ndarray:
+        """Float64 [V + 1]: how often each item is the last target of a sequence, as a share of all draws."""
+        shares = np.zeros(num_items + 1)
+        for start in range(0, len(self._users), USERS_AT_ONCE):
+            users = self._users[start : start + USERS_AT_ONCE]
+            first, length, earliest = self._stretches(users)
+            choices = length - earliest
+            ends = np.cumsum(choices)
+            places = np.arange(ends[-1]) + np.repeat(first + earliest - ends + choices, choices)
+            weights = np.repeat(1 / choices / len(self._users), choices)
+            shares += np.bincount(self._sequences.items[places], weights, num_items + 1)
+        return shares
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
         """The `part`-th of `parts` equal slices of the batch of a step."""
@@ -130,13 +141,18 @@ class BatchSampler:
 
     def _draw_targets(self, users: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Where each user's sequence begins and where the target lies that ends the stretch, in the flat array."""
+        first, length, earliest = self._stretches(users)
+        return first, first + earliest + (generator.random(len(users)) * (length - earliest)).astype(np.int64)
+
+    def _stretches(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each user's sequence begins in the flat array, its length, and the earliest of it to be a target."""
         first = self._sequences.offsets[users]
         length = self._sequences.offsets[users + 1] - first
         earliest = np.full(len(users), self._min_history)
         if self._targets_per_sequence != 1:
             # A reader of many positions learns from the whole stretch, so it should be as long as can be.
             earliest = np.maximum(earliest, np.minimum(self._max_history, length - 1))
-        return first, first + earliest + (generator.random(len(users)) * (length - earliest)).astype(np.int64)
+        return first, length, earliest
 
     def _draw_positions(self, length: int, generator: np.random.Generator) -> np.ndarray:
         count = self._targets_per_sequence

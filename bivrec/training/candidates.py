@@ -25,12 +25,18 @@ class Candidates:
 class CandidateSampler:
     """Draws candidates as a pure function of (seed, step)."""
 
-    def __init__(self, config: ObjectiveConfig, item_counts: np.ndarray, seed: int) -> None:
-        """item_counts [V + 1]: interactions of each item with the training users; the index is the popularity rank."""
+    def __init__(
+        self, config: ObjectiveConfig, num_items: int, seed: int, target_shares: np.ndarray | None = None
+    ) -> None:
+        """The index of an item is its rank by popularity.
+
+        target_shares [V + 1]: how often an item is the last target of a sequence (`BatchSampler.last_target_shares`),
+        which in-batch candidates need.
+        """
         self._config = config
-        self._num_items = len(item_counts) - 1
+        self._num_items = num_items
         self._seed = seed
-        self._probability = torch.from_numpy(self._probabilities(item_counts))
+        self._probability = torch.from_numpy(self._probabilities(target_shares))
         self._draws = 0
         self._log_inclusion = torch.empty(0)
 
@@ -59,14 +65,15 @@ class CandidateSampler:
             self._draws, self._log_inclusion = draws, inclusion.log().float().to(device)
         return self._log_inclusion
 
-    def _probabilities(self, item_counts: np.ndarray) -> np.ndarray:
+    def _probabilities(self, target_shares: np.ndarray | None) -> np.ndarray:
         index = np.arange(1, self._num_items + 1)
         if self._config.candidates == "popularity":
             probability = np.log1p(1 / index) / np.log(self._num_items + 1)
         elif self._config.candidates == "in-batch":
-            # An item that no training user has is no target; half a count keeps its logarithm finite.
-            counts = np.maximum(item_counts[1:], 0.5)
-            probability = counts / counts.sum()
+            assert target_shares is not None
+            # What is never the last target may be an earlier one; half the rarest share keeps its logarithm finite.
+            shares = target_shares[1:]
+            probability = np.maximum(shares, shares[shares > 0].min() / 2)
         else:
             probability = np.full(self._num_items, 1 / self._num_items)
         # Padding is never drawn; 1 keeps its logarithm finite.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -36,8 +35,6 @@ EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
 ASK_EVERY = 10
 """Steps between two questions to the other processes: each makes all of them wait for the slowest, and its device."""
-
-COUNTED_AT_ONCE = 2**22
 
 
 def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
@@ -81,9 +78,9 @@ class Trainer:
             whole_history=model.repeat_biases is not None,
             seed=config.training.seed,
         )
-        self._candidates = CandidateSampler(
-            config.objective, count_items(train.items, domain.num_items), config.training.seed
-        )
+        in_batch = config.objective.candidates == "in-batch"
+        shares = self._sampler.last_target_shares(domain.num_items) if in_batch else None
+        self._candidates = CandidateSampler(config.objective, domain.num_items, config.training.seed, shares)
         self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
         self._optimizer = make_optimizer(model, self._pretrained, config.training)
         self._objective: nn.Module = accelerator.prepare(self._make_objective())
@@ -228,14 +225,6 @@ class Trainer:
             return flag
         # All processes must leave the loop at the same step, or those that go on wait for the others forever.
         return mean_over_processes(torch.tensor(float(flag), device=self._accelerator.device)).item() > 0
-
-
-def count_items(items: np.ndarray, num_items: int) -> np.ndarray:
-    """int64 [V + 1]: how often each item index occurs; in parts, since counting widens what it reads."""
-    counts = np.zeros(num_items + 1, np.int64)
-    for first in range(0, len(items), COUNTED_AT_ONCE):
-        counts += np.bincount(items[first : first + COUNTED_AT_ONCE], minlength=num_items + 1)
-    return counts
 
 
 class _Report:
