@@ -308,3 +308,16 @@ def test_two_processes_have_the_loss_and_gradients_of_one(two_processes: Path, r
         torch.testing.assert_close(
             found[name], value, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("candidates", ["full", "in-batch"])
+def test_a_step_without_negatives_teaches_nothing_and_breaks_nothing(candidates: str) -> None:
+    """Where all targets are one item, and it is the only candidate, both losses are 0."""
+    model, batch = tiny_model(**NO_NOISE), make_batch("history")
+    batch = replace(batch, targets=torch.full_like(batch.targets, 3))
+    parts = run(model, batch, candidates=candidates, contrastive_weight=0.0, allocation_weight=0.0)
+    assert all(part.isfinite() for part in parts.values())
+    found = gradients(model, parts["loss"])
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    if candidates == "in-batch":
+        assert parts["loss"] == 0

@@ -21,6 +21,8 @@ SPARSE_ROWS = 100_000
 
 Below, all rows together cost less than finding out which ones are meant.
 """
+LEAST_LOSS = 1e-6
+"""What the multimodal loss counts as at least where it is divided by: it is 0 where every candidate is the target."""
 
 
 class Objective(nn.Module):
@@ -52,7 +54,7 @@ class Objective(nn.Module):
         parts["allocation"] = allocation_loss(interests["id"].allocation, interests["mm"].allocation)
         loss = (
             parts["loss_id"]
-            + id_loss / mm_loss * parts["loss_mm"]
+            + id_loss / mm_loss.clamp_min(LEAST_LOSS) * parts["loss_mm"]
             + self.config.contrastive_weight * parts["contrastive"]
             + self.config.allocation_weight * parts["allocation"]
         )
