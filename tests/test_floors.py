@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bivrec.baselines import item_knn
 from bivrec.baselines.content_knn import ContentKNN
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
@@ -118,6 +119,12 @@ def test_item_knn_keeps_the_nearest_neighbours(random_domain):
         assert (scores > 0).sum() == min(5, (cosines[item] > 0).sum())
         nearest = np.sort(cosines[item])[::-1][:5]
         np.testing.assert_allclose(np.sort(scores)[::-1][:5], nearest, rtol=1e-5, atol=1e-6)
+
+
+def test_item_knn_of_a_large_catalogue_keeps_fewer(random_domain, monkeypatch):
+    monkeypatch.setattr(item_knn, "MOST_PAIRS", 3 * random_domain.num_items)
+    few, three = ItemKNN.fit(random_domain), ItemKNN.fit(random_domain, max_neighbours=3)
+    assert all((scores_of(few, [item]) == scores_of(three, [item])).all() for item in (1, 40, 1500))
 
 
 def test_item_knn_of_items_that_no_training_user_has():

@@ -10,6 +10,8 @@ from torch import Tensor
 from bivrec.baselines.interactions import user_item_matrix
 from bivrec.data.domain import Domain
 
+MOST_NEIGHBOURS, MOST_PAIRS = 4000, 200_000_000
+"""Of an item, and of all together, which take 20 bytes each."""
 _BLOCK = 1024
 
 
@@ -27,11 +29,13 @@ class ItemKNN:
         self._similarities = similarities
 
     @classmethod
-    def fit(cls, domain: Domain, max_neighbours: int = 4000, max_history: int = 50) -> ItemKNN:
-        """Cosines between the items of a Domain over its training users, at most the nearest `max_neighbours` of each.
+    def fit(cls, domain: Domain, max_neighbours: int | None = None, max_history: int = 50) -> ItemKNN:
+        """Cosines between the items of a Domain over its training users, of each item the nearest `max_neighbours`.
 
-        Memory is 20 bytes per pair of neighbours; similarities are made in blocks of items.
+        None: MOST_NEIGHBOURS, or as many as come to MOST_PAIRS together. Similarities are made in blocks of items.
         """
+        if max_neighbours is None:
+            max_neighbours = min(MOST_NEIGHBOURS, max(1, MOST_PAIRS // domain.num_items))
         by_user = user_item_matrix(domain)
         by_item = by_user.t().coalesce()
         inverse_norms = torch.sparse.sum(by_item, 1).to_dense().clamp(min=1).rsqrt()
