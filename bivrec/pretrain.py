@@ -14,7 +14,15 @@ from bivrec.training.run import Run, fresh_model
 
 
 def pretrain(domain: Domain, path: Path, config: Config, *, overwrite: bool = False, tracker: str | None = None) -> Run:
-    """Train fresh towers for the views of the configuration on `domain` into a new Run at `path`."""
+    """Train fresh towers for the views of the configuration on `domain` into a new Run at `path`.
+
+    Raises BivrecError if the configuration is for a tower that was pretrained, or the Domain lacks its features.
+    """
+    if config.training.frozen_tower_steps or config.training.tower_learning_rate is not None:
+        raise BivrecError(
+            "training.frozen_tower_steps, training.tower_learning_rate: for `bivrec finetune`, which starts from a "
+            "published tower; leave them out"
+        )
     config, features = with_features_of(domain, config)
     return fit(
         "pretrain",

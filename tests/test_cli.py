@@ -332,6 +332,10 @@ WRONG = {
     "finetune no tower": ("finetune {target} --to {new}", "--from-hub: expected a published tower"),
     "finetune a Run": ("finetune {target} --from-hub {run} --to {new}", "config.json"),
     "finetune from nowhere": ("finetune {target} --from-hub {new} --to {new}", "no such folder"),
+    "pretrain a tower at a rate of its own": (
+        "pretrain {source} --to {new} --set training.tower_learning_rate=0.1",
+        "for `bivrec finetune`, which starts from a published tower",
+    ),
     "finetune without features": ("finetune {bare} --from-hub {tower} --to {new}", "features differ"),
     "finetune another architecture": (
         "finetune {target} --from-hub {tower} --to {new} --set model.hidden_size=16",
