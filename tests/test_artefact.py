@@ -311,7 +311,7 @@ def test_hostile_json(copy: Path, name: str, content: str) -> None:
         assert load_fault(copy).startswith(f"{copy}/{name}: ")
 
 
-SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum", "whitening": 0.001}
+SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum", "whitening": 30.0}
 
 
 @pytest.mark.parametrize(

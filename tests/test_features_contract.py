@@ -5,8 +5,9 @@ import pytest
 from bivrec.data.domain import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import check_contract
+from bivrec.features.whitening import SHRINKAGE
 
-BERT = FeatureSpec("bert-base-uncased", "86b5e09", 768, "mean", 0.001)
+BERT = FeatureSpec("bert-base-uncased", "86b5e09", 768, "mean", SHRINKAGE)
 RESNET = FeatureSpec("microsoft/resnet-50", "34c2154", 2048, "pooler", None)
 
 
@@ -40,8 +41,8 @@ def test_message_names_both_sides_and_the_command():
         check({"text": BERT, "image": RESNET}, {"text": dataclasses.replace(BERT, pooling="cls")})
     assert str(fault.value) == (
         "features differ: "
-        "text of tower 'ml-1m' is bert-base-uncased@86b5e09 (768-d, mean, whitened with shrinkage 0.001), "
-        "of shop is bert-base-uncased@86b5e09 (768-d, cls, whitened with shrinkage 0.001); "
+        "text of tower 'ml-1m' is bert-base-uncased@86b5e09 (768-d, mean, whitened with shrinkage 30), "
+        "of shop is bert-base-uncased@86b5e09 (768-d, cls, whitened with shrinkage 30); "
         "image of tower 'ml-1m' is microsoft/resnet-50@34c2154 (2048-d, pooler), of shop is missing; "
         "run `bivrec encode shop --text bert-base-uncased@86b5e09 --pooling mean --whiten && "
         "bivrec encode shop --image microsoft/resnet-50@34c2154`"
@@ -51,7 +52,7 @@ def test_message_names_both_sides_and_the_command():
 @pytest.mark.parametrize(
     ("spec", "options"),
     [
-        (FeatureSpec("hashing", "1", 256, "sum", 0.001), "--text hashing --whiten"),
+        (FeatureSpec("hashing", "1", 256, "sum", SHRINKAGE), "--text hashing --whiten"),
         (FeatureSpec("hashing", "1", 256, "sum", 2.0), "--text hashing --whiten --shrinkage 2"),
         (FeatureSpec("hashing", "1", 256, "sum", 0.123456789), "--text hashing --whiten --shrinkage 0.123456789"),
         (FeatureSpec("mini", "sha256:ab", 384, "cls", None), "--text FOLDER/mini --pooling cls"),

@@ -32,12 +32,12 @@ FILE = click.Path(path_type=Path)
 @click.option("--pooling", type=click.Choice(["mean", "cls"]), default="mean", help="How tokens become one vector.")
 @click.option("--max-tokens", type=click.IntRange(3), default=64, help="Longer texts are cut.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Items per batch.")
-@click.option("--whiten", is_flag=True, help="Centre the features and make their covariance the identity (ZCA).")
+@click.option("--whiten", is_flag=True, help="Centre the features and even out their variances (ZCA).")
 @click.option(
     "--shrinkage",
     type=float,
     metavar="S",
-    help="With --whiten: 0.001 (the default) whitens fully, 1000 only centres; 30 for encoders wider than the tower.",
+    help="How softly to whiten: 0.001 fully, 1000 only centres.  [default: 30]",
 )
 @click.option("--half", is_flag=True, help="Store float16.")
 @click.option("--device", help="Torch device; a GPU if there is one.", default=None)

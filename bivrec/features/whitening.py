@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Directions of (almost) no variance, which are noise or, with fewer items than dimensions, empty, are not blown up.
-SHRINKAGE = 1e-3
+SHRINKAGE = 30.0
+"""Soft: whitened fully, the directions that say little weigh as much as those that say much, and a tower that is
+narrower than its features keeps a random part of them (pretrain/README.md has the measurements)."""
 LEAST_SHRINKAGE = 1e-9
 """Less would divide the rounding errors of empty directions by themselves."""
 
@@ -15,8 +16,8 @@ def whiten(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     """Float32 [n, d] with mean zero and, up to the shrinkage, identity covariance over the rows (ZCA whitening).
 
     `shrinkage` is the share of the mean variance that every direction is given before all are scaled to one variance,
-    so a direction of the mean variance comes out with variance 1. Near 0 whitens fully; at 1 the directions of much
-    variance stay ahead; a large one only centres, and scales all directions alike.
+    so a direction of the mean variance comes out with variance 1. Near 0 whitens fully; the larger it is, the more the
+    directions of much variance stay ahead, until it only centres, and scales all directions alike.
 
     ZCA is the whitening closest to the input (Kessy et al., "Optimal Whitening and Decorrelation", 2018): the axes
     keep their meaning, so a tower meets about the same axes in another domain, whereas those of PCA whitening are
