@@ -6,10 +6,10 @@ import torch
 from tiny_models import NUM_ITEMS, random_histories, tiny_model
 from torch import Tensor
 
-from bivrec.evaluation.fusion import WEIGHTS, fit_id_weight
+from bivrec.evaluation.fusion import WEIGHTS, evaluate_views, fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, top_k
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 
@@ -50,6 +50,20 @@ def test_no_other_weight_of_the_grid_has_a_better_recall() -> None:
     chosen = round(float(model.id_weight), 1)
     assert recalls == {weight: recall_with(model, users, weight) for weight in WEIGHTS}
     assert recalls[chosen] == max(recalls.values())
+
+
+@pytest.mark.parametrize("views", [("id",), ("mm",), ("id", "mm")])
+def test_views_beside_one_another_are_evaluated_as_alone(views: tuple[str, ...]) -> None:
+    model = tiny_model(views, repeat_bias=True)
+    assert model.repeats is not None
+    with torch.no_grad():
+        model.repeats.copy_(torch.tensor([0.02, -0.03][: len(views)]))
+    users = users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3)))
+    results = evaluate_views(model, users, (5, 20))
+    assert tuple(results) == rankable_views(model)
+    for view, result in results.items():
+        alone = evaluate(ModelScorer(model, view), users, (5, 20))
+        assert (result.metrics, result.num_users) == (alone.metrics, len(users))
 
 
 def test_views_that_agree_keep_an_even_share() -> None:

@@ -159,10 +159,11 @@ def scripted_recall(monkeypatch: pytest.MonkeyPatch, recalls: Sequence[float]) -
     """Validation recalls of a training with one view, in order."""
     script: Iterator[float] = iter(recalls)
 
-    def evaluate(*arguments: Any, **options: Any) -> EvaluationResult:
-        return EvaluationResult({"recall@20": next(script)}, {"recall@20": np.zeros(1)}, num_users=1, skipped=0)
+    def evaluate_views(*arguments: Any, **options: Any) -> dict[str, EvaluationResult]:
+        result = EvaluationResult({"recall@20": next(script)}, {"recall@20": np.zeros(1)}, num_users=1, skipped=0)
+        return {"id": result}
 
-    monkeypatch.setattr("bivrec.training.loop.evaluate", evaluate)
+    monkeypatch.setattr("bivrec.training.loop.evaluate_views", evaluate_views)
 
 
 def test_patience_stops_and_the_best_weights_are_kept(

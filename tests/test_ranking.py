@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from bivrec.data.domain import Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import evaluate, recommend_users, top_k, write_per_user
+from bivrec.evaluation.ranking import evaluate, evaluate_each, recommend_users, top_k, top_k_of_each, write_per_user
 
 NUM_ITEMS = 101
 
@@ -46,6 +46,23 @@ class GivenScores:
         return users[:, first - 1 : last - 1]
 
 
+class Several:
+    """Scorers that share nothing."""
+
+    def __init__(self, *scorers):
+        self.scorers = scorers
+        self.num_items, self.max_history = scorers[0].num_items, scorers[0].max_history
+
+    def __len__(self):
+        return len(self.scorers)
+
+    def encode(self, histories):
+        return [scorer.encode(histories) for scorer in self.scorers]
+
+    def score(self, users, first, last):
+        return (scorer.score(own, first, last) for scorer, own in zip(self.scorers, users, strict=True))
+
+
 def make_users(num_users=70, num_items=NUM_ITEMS, seed=0):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(0, 30, num_users)
@@ -71,6 +88,18 @@ def test_top_k_equals_a_full_sort_for_any_item_chunk(item_chunk, levels):
     everything = scorer.encode(histories) @ scorer.table[1:].T
     assert items.tolist() == [slow_top_k(row, 10) for row in everything.tolist()]
     assert scores.equal(everything.gather(1, items - 1))
+
+
+@pytest.mark.parametrize("item_chunk", [7, 50, 1000])
+def test_several_scorers_at_once_rank_as_each_alone(item_chunk):
+    # The last one leaves most to the order of ties.
+    scorers = [DotScorer(), GivenScores(torch.rand(40, NUM_ITEMS)), DotScorer(levels=1)]
+    histories = make_users().histories(0, 40, 5)
+    together = top_k_of_each(Several(*scorers), histories, 10, item_chunk)
+    for scorer, (items, scores) in zip(scorers, together, strict=True):
+        expected_items, expected_scores = top_k(scorer, histories, 10, item_chunk=item_chunk)
+        assert items.equal(expected_items)
+        assert scores.equal(expected_scores)
 
 
 def test_ties_go_to_the_lowest_item_across_chunks():
@@ -145,7 +174,9 @@ def _evaluate_in_a_process(folder):
     users = make_users()
     recommended = recommend_users(scorer, users, 20, user_chunk=16, accelerator=accelerator)
     result = evaluate(scorer, users, (10, 20), user_chunk=16, accelerator=accelerator)
-    np.savez(f"{folder}/{accelerator.process_index}.npz", recommended=recommended, **result.per_user)
+    first, second = evaluate_each(Several(scorer, DotScorer()), users, (10,), user_chunk=16, accelerator=accelerator)
+    each = {"first": first.per_user["recall@10"], "second": second.per_user["recall@10"]}
+    np.savez(f"{folder}/{accelerator.process_index}.npz", recommended=recommended, **result.per_user, **each)
 
 
 def test_two_processes_give_exactly_the_result_of_one(tmp_path):
@@ -155,6 +186,8 @@ def test_two_processes_give_exactly_the_result_of_one(tmp_path):
     scorer.table = torch.randn(NUM_ITEMS + 1, 4, generator=generator)
     users = make_users()
     expected = evaluate(scorer, users, (10, 20), user_chunk=16).per_user
+    expected["first"] = expected["recall@10"]
+    expected["second"] = evaluate(DotScorer(), users, (10,), user_chunk=16).per_user["recall@10"]
     expected["recommended"] = recommend_users(scorer, users, 20, user_chunk=16)
     for process in range(2):
         result = np.load(tmp_path / f"{process}.npz")
@@ -176,6 +209,8 @@ def test_nobody_to_evaluate_is_an_error():
     )
     with pytest.raises(BivrecError, match="all 1 users"):
         evaluate(DotScorer(), users)
+    with pytest.raises(BivrecError, match="all 1 users"):
+        evaluate_each(Several(DotScorer()), users)
 
 
 def test_k_below_1_is_an_error():

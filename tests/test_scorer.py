@@ -6,7 +6,7 @@ from tiny_models import NUM_ITEMS, random_histories, tiny_model
 from torch import Tensor
 
 from bivrec.errors import BivrecError
-from bivrec.evaluation.scorer import ModelScorer, views_of
+from bivrec.evaluation.scorer import ModelScorer, ModelScorers, views_of
 from bivrec.model.bivrec import BiVRec
 
 HISTORIES = random_histories(5, 7)
@@ -56,6 +56,22 @@ def test_both_is_the_weighted_sum_of_the_views(changes: dict) -> None:
     model = tiny_model(**changes)
     model.id_weight.fill_(0.75)
     torch.testing.assert_close(scores(model, "both"), 0.75 * scores(model, "id") + 0.25 * scores(model, "mm"))
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_weightings_together_are_those_alone(changes: dict) -> None:
+    model = tiny_model(**changes)
+    if model.repeats is not None:
+        with torch.no_grad():
+            model.repeats.copy_(torch.tensor([0.02, -0.03]))
+    weights = [0.25, 1.0, 0.0, 0.75, 1.0]
+    together = ModelScorers(model, weights)
+    found = list(together.score(together.encode(HISTORIES), 3, NUM_ITEMS))
+    assert len(found) == len(together) == len(weights)
+    for weight, own in zip(weights, found, strict=True):
+        model.id_weight.fill_(weight)
+        view = {1.0: "id", 0.0: "mm"}.get(weight, "both")
+        assert torch.equal(own, scores(model, view, 3, NUM_ITEMS))
 
 
 @pytest.mark.parametrize("view", ["id", "mm"])

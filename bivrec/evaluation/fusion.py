@@ -1,16 +1,30 @@
-"""How much each view counts where both rank together."""
+"""The views of a model beside one another, and how much each counts where both rank together."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from accelerate import Accelerator
 
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import evaluate
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.ranking import EvaluationResult, evaluate, evaluate_each
+from bivrec.evaluation.scorer import ModelScorer, ModelScorers, rankable_views
 from bivrec.model.bivrec import BiVRec
 
 METRIC_K = 20
 WEIGHTS = tuple(step / 10 for step in range(1, 10))
+
+
+def evaluate_views(
+    model: BiVRec, users: EvaluationUsers, ks: Sequence[int], accelerator: Accelerator | None = None
+) -> dict[str, EvaluationResult]:
+    """View -> `evaluate` of a ModelScorer of it, for every view that the model can rank with."""
+    views = rankable_views(model)
+    if len(views) == 1:
+        return {views[0]: evaluate(ModelScorer(model, views[0]), users, ks, accelerator=accelerator)}
+    weights = {"id": 1.0, "mm": 0.0, "both": float(model.id_weight)}
+    scorers = ModelScorers(model, [weights[view] for view in views])
+    return dict(zip(views, evaluate_each(scorers, users, ks, accelerator=accelerator), strict=True))
 
 
 def fit_id_weight(model: BiVRec, users: EvaluationUsers, accelerator: Accelerator | None = None) -> dict[float, float]:
@@ -18,10 +32,9 @@ def fit_id_weight(model: BiVRec, users: EvaluationUsers, accelerator: Accelerato
 
     Of equal ones the nearest to an even share. Returns the recall with each weight.
     """
-    recalls = {}
-    for weight in WEIGHTS:
-        model.id_weight.fill_(weight)
-        result = evaluate(ModelScorer(model, "both"), users, (METRIC_K,), accelerator=accelerator)
-        recalls[weight] = result.metrics[f"recall@{METRIC_K}"]
+    # As the model will round them.
+    weights = model.id_weight.new_tensor(WEIGHTS).tolist()
+    results = evaluate_each(ModelScorers(model, weights), users, (METRIC_K,), accelerator=accelerator)
+    recalls = {weight: result.metrics[f"recall@{METRIC_K}"] for weight, result in zip(WEIGHTS, results, strict=True)}
     model.id_weight.fill_(max(WEIGHTS, key=lambda weight: (recalls[weight], -abs(weight - 0.5))))
     return recalls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from bivrec.errors import BivrecError
@@ -39,6 +40,27 @@ class Scorer(Protocol):
 
     def score(self, users: Any, first: int, last: int) -> Tensor:
         """Scores of items first..last-1, floating point [B, last - first]; top-k runs on the device it lies on."""
+
+
+class Scorers(Protocol):
+    """Several scorers of one catalogue that share most of their work."""
+
+    @property
+    def num_items(self) -> int:
+        """V; items are 1..V, and 0 is padding."""
+
+    @property
+    def max_history(self) -> int | None:
+        """How many of the most recent items they read; None: all."""
+
+    def __len__(self) -> int:
+        """How many they are."""
+
+    def encode(self, histories: Tensor) -> Any:
+        """State of B users, as of a Scorer."""
+
+    def score(self, users: Any, first: int, last: int) -> Iterator[Tensor]:
+        """Scores [B, last - first] of items first..last-1, of each scorer in turn."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +102,65 @@ def top_k(
     return items, scores
 
 
+@torch.no_grad()
+def top_k_of_each(scorers: Scorers, histories: Tensor, k: int, item_chunk: int = 65536) -> list[tuple[Tensor, Tensor]]:
+    """`top_k` of each scorer, from one pass over the catalogue.
+
+    Every item is scored: what bounds save is less than what the scorers share, the more so the more they are.
+    """
+    users = scorers.encode(histories)
+    best = [_BestItems(k) for _ in range(len(scorers))]
+    for first, last in _stretches(scorers.num_items, item_chunk):
+        for own, scores in zip(best, scorers.score(users, first, last), strict=True):
+            own.add(scores, first)
+    return [own.lists() for own in best]
+
+
 def _scan(scorer: Scorer, users: Any, k: int, exclude: Tensor | None, item_chunk: int) -> tuple[Tensor, Tensor]:
     """`top_k` from the scores of all items."""
-    items: Tensor | None = None
-    scores: Tensor | None = None
-    for first in range(1, scorer.num_items + 1, item_chunk):
-        last = min(first + item_chunk, scorer.num_items + 1)
-        chunk = scorer.score(users, first, last)
-        if exclude is not None:
-            chunk = _mask(chunk, exclude.to(chunk.device), first)
-        chunk_scores, columns = _stable_top_k(chunk, k)
-        if chunk_scores.isnan().any():
+    best = _BestItems(k)
+    for first, last in _stretches(scorer.num_items, item_chunk):
+        scores = scorer.score(users, first, last)
+        best.add(scores if exclude is None else _mask(scores, exclude.to(scores.device), first), first)
+    return best.lists()
+
+
+def _stretches(num_items: int, item_chunk: int) -> Iterator[tuple[int, int]]:
+    """First item and first after it of each part of the catalogue."""
+    for first in range(1, num_items + 1, item_chunk):
+        yield first, min(first + item_chunk, num_items + 1)
+
+
+class _BestItems:
+    """The k best of the items whose scores were added, in the order of their index."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """Take scores [B, n] of items from `first` on into account."""
+        best, columns = _stable_top_k(scores, self._k)
+        if best.isnan().any():
             raise BivrecError(
                 "the model gives scores that are not numbers: it has diverged (train at a lower learning rate) "
                 "or the item features hold NaN (encode the Domain again)"
             )
-        if items is None or scores is None:
-            items, scores = columns + first, chunk_scores
-        else:
+        items = columns + first
+        if self._found is not None:
             # What was found before has lower indices, so a stable sort keeps the order of ties.
-            scores, order = torch.cat([scores, chunk_scores], 1).sort(dim=1, descending=True, stable=True)
-            items = torch.cat([items, columns + first], 1).gather(1, order)[:, :k]
-            scores = scores[:, :k]
-    if items is None or scores is None:
-        raise BivrecError("the catalogue has no items to rank")
-    items = items.masked_fill(scores == -torch.inf, 0)
-    missing = (0, k - items.shape[1])
-    return torch.nn.functional.pad(items, missing), torch.nn.functional.pad(scores, missing, value=-torch.inf)
+            best, order = torch.cat([self._found[1], best], 1).sort(dim=1, descending=True, stable=True)
+            items = torch.cat([self._found[0], items], 1).gather(1, order)
+        self._found = items[:, : self._k], best[:, : self._k]
+
+    def lists(self) -> tuple[Tensor, Tensor]:
+        """Items and scores [B, k], best first, filled up with item 0 and score -inf."""
+        if self._found is None:
+            raise BivrecError("the catalogue has no items to rank")
+        items, scores = self._found
+        missing = (0, self._k - items.shape[1])
+        items = functional.pad(items.masked_fill(scores == -torch.inf, 0), missing)
+        return items, functional.pad(scores, missing, value=-torch.inf)
 
 
 def recommend_users(
@@ -123,19 +177,34 @@ def recommend_users(
     Processes take whole chunks of users in turn: a chunk is computed alike however many processes there are, so their
     number changes no result.
     """
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = accelerator.device if accelerator else None
-    recommended = torch.zeros(len(users), k, dtype=torch.int64, device=device)
-    chunks = range(rank * user_chunk, len(users), world * user_chunk)
-    for first in tqdm(chunks, desc="ranking", unit="chunk", leave=False, disable=True if rank else None):
-        last = min(first + user_chunk, len(users))
+
+    def lists(first: int, last: int) -> list[Tensor]:
         exclude = users.seen(first, last) if remove_seen else None
         histories = users.histories(first, last, scorer.max_history)
-        recommended[first:last] = top_k(scorer, histories, k, exclude, item_chunk)[0]
+        return [top_k(scorer, histories, k, exclude, item_chunk)[0]]
+
+    return _share_users(lists, (1, len(users), k), user_chunk, accelerator)[0].numpy()
+
+
+def _share_users(
+    lists: Callable[[int, int], list[Tensor]],
+    shape: tuple[int, int, int],
+    user_chunk: int,
+    accelerator: Accelerator | None,
+) -> Tensor:
+    """Items of this shape, [R, U, k], on every process, from what `lists` finds for users first..last-1: R x [B, k]."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    recommended = torch.zeros(shape, dtype=torch.int64, device=accelerator.device if accelerator else None)
+    num_users = shape[1]
+    chunks = range(rank * user_chunk, num_users, world * user_chunk)
+    for first in tqdm(chunks, desc="ranking", unit="chunk", leave=False, disable=True if rank else None):
+        last = min(first + user_chunk, num_users)
+        for own, items in zip(recommended, lists(first, last), strict=True):
+            own[first:last] = items
     if accelerator and world > 1:
         # Every row is zero on all processes but one.
         recommended = accelerator.reduce(recommended, reduction="sum")
-    return recommended.cpu().numpy()
+    return recommended.cpu()
 
 
 def evaluate(
@@ -153,13 +222,41 @@ def evaluate(
     accelerator: share the users among its processes; every process returns the same result.
     Raises BivrecError if there is no user to evaluate or a k is below 1.
     """
+    _check_askable(users, ks)
+    recommended = recommend_users(scorer, users, max(ks), remove_seen, user_chunk, item_chunk, accelerator)
+    return _compare(recommended, users, ks)
+
+
+def evaluate_each(
+    scorers: Scorers,
+    users: EvaluationUsers,
+    ks: Sequence[int] = (10, 20, 50),
+    user_chunk: int = 256,
+    item_chunk: int = 65536,
+    accelerator: Accelerator | None = None,
+) -> list[EvaluationResult]:
+    """`evaluate` of each scorer, with seen items kept, for little more than the cost of one."""
+    _check_askable(users, ks)
+
+    def lists(first: int, last: int) -> list[Tensor]:
+        histories = users.histories(first, last, scorers.max_history)
+        return [items for items, _ in top_k_of_each(scorers, histories, max(ks), item_chunk)]
+
+    recommended = _share_users(lists, (len(scorers), len(users), max(ks)), user_chunk, accelerator)
+    return [_compare(own.numpy(), users, ks) for own in recommended]
+
+
+def _check_askable(users: EvaluationUsers, ks: Sequence[int]) -> None:
     if min(ks) < 1:
         raise BivrecError(f"k = {min(ks)}: a list of recommendations has at least 1 item")
     if not len(users):
         raise BivrecError(
             f"no user to evaluate: all {users.skipped} users of the split have fewer than 2 items; prepare more data"
         )
-    recommended = recommend_users(scorer, users, max(ks), remove_seen, user_chunk, item_chunk, accelerator)
+
+
+def _compare(recommended: npt.NDArray[np.int64], users: EvaluationUsers, ks: Sequence[int]) -> EvaluationResult:
+    """Of lists [U, max(ks)]."""
     per_user = ranking_metrics(*find_hits(recommended, *users.targets()), ks)
     means = {name: float(values.mean()) for name, values in per_user.items()}
     return EvaluationResult(means, per_user, num_users=len(users), skipped=users.skipped)

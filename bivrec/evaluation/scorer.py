@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -67,9 +67,10 @@ class ModelScorer:
         self._towers = [model.tower(name) for name in views_of(model, view)]
         self._id_weight = float(model.id_weight) if len(self._towers) > 1 else 1.0
         biases = [model.repeat_bias(name) for name in views_of(model, view)]
-        self._repeat_bias = self._weighted([0.0 if bias is None else float(bias) for bias in biases])
+        self.repeat_biases = [0.0 if bias is None else float(bias) for bias in biases]
+        self._repeat_bias = self._weighted(self.repeat_biases)
         self._read_items = self._towers[0].config.max_history
-        self.max_history: int | None = None if self._repeat_bias else self._read_items
+        self.max_history: int | None = None if any(self.repeat_biases) else self._read_items
         device = next(model.parameters()).device
         self.bounds_pay = bfloat16_is_fast(device)
         self._items = [_encode_catalogue(tower, device) for tower in self._towers]
@@ -84,20 +85,22 @@ class ModelScorer:
             tower.encode_histories(functional.embedding(recent, items), recent > 0).vectors[:, -1]
             for tower, items in zip(self._towers, self._items, strict=True)
         ]
-        return Readers(interests, histories if self._repeat_bias else histories[:, :0])
+        return Readers(interests, histories if any(self.repeat_biases) else histories[:, :0])
 
     @torch.no_grad()
     def score(self, users: Readers, first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
-        scores = self._fused(
+        scores = self._weighted(self.view_scores(users, first, last))
+        return add_repeat_bias(scores, users.had, first, self._repeat_bias)
+
+    @torch.no_grad()
+    def view_scores(self, users: Readers, first: int, last: int) -> list[Tensor]:
+        """What the interests of each view say of items first..last-1, [B, last - first]: without `repeat_biases`."""
+        affinities = (
             (interests.flatten(0, 1) @ catalogue[first:last].T).view(*interests.shape[:2], -1)
             for interests, catalogue in zip(users.interests, self._catalogues, strict=True)
         )
-        row, place = ((users.had >= first) & (users.had < last)).nonzero(as_tuple=True)
-        column = users.had[row, place] - first
-        # Once for an item that was had twice: the same sum is written there again.
-        scores[row, column] = scores[row, column] + self._repeat_bias
-        return scores
+        return self._joined(affinities)
 
     @torch.no_grad()
     def score_items(self, users: Readers, items: Tensor) -> Tensor:
@@ -135,12 +138,13 @@ class ModelScorer:
 
         It grows with every affinity, so of upper bounds it is an upper bound.
         """
-        return self._weighted(
-            [tower.join_interests(scores) for tower, scores in zip(self._towers, affinities, strict=True)]
-        )
+        return self._weighted(self._joined(affinities))
+
+    def _joined(self, affinities: Iterable[Tensor]) -> list[Tensor]:
+        return [tower.join_interests(scores) for tower, scores in zip(self._towers, affinities, strict=True)]
 
     def _weighted(self, views: list[Scores]) -> Scores:
-        return views[0] if len(views) == 1 else self._id_weight * views[0] + (1 - self._id_weight) * views[1]
+        return views[0] if len(views) == 1 else weighted(views, self._id_weight)
 
     def _score_group(self, users: list[Tensor], items: Tensor) -> Tensor:
         return self._fused(
@@ -151,6 +155,51 @@ class ModelScorer:
     @cached_property
     def _rounded(self) -> list[RoundedCatalogue]:
         return [RoundedCatalogue(catalogue[1:]) for catalogue in self._catalogues]
+
+
+class ModelScorers:
+    """Scorers (see `ranking`) of a model with two views, each with another weight for the ID view.
+
+    They share all but the weighted sum. With 1 and 0 they are ModelScorers of `id` and `mm` alone.
+    """
+
+    def __init__(self, model: BiVRec, id_weights: Sequence[float]) -> None:
+        self._views = ModelScorer(model, "both")
+        self._id_weights = id_weights
+        self.num_items = self._views.num_items
+        self.max_history = self._views.max_history
+
+    def __len__(self) -> int:
+        return len(self._id_weights)
+
+    def encode(self, histories: Tensor) -> Readers:
+        """What is known of users with histories [B, L], padded on the left with 0."""
+        return self._views.encode(histories)
+
+    @torch.no_grad()
+    def score(self, users: Readers, first: int, last: int) -> Iterator[Tensor]:
+        """Scores [B, last - first] of items first..last-1 with each weight in turn."""
+        views = self._views.view_scores(users, first, last)
+        for weight in self._id_weights:
+            bias = weighted(self._views.repeat_biases, weight)
+            yield add_repeat_bias(weighted(views, weight), users.had, first, bias)
+
+
+def weighted(views: Sequence[Scores], id_weight: float) -> Scores:
+    """The sum of the ID view's scores and the multimodal view's; with a weight of 1 or 0 one of them, not a copy."""
+    if id_weight in (0, 1):
+        return views[0 if id_weight else 1]
+    return id_weight * views[0] + (1 - id_weight) * views[1]
+
+
+def add_repeat_bias(scores: Tensor, had: Tensor, first: int, bias: float) -> Tensor:
+    """Scores [B, n] of items from `first` on, with the bias of those among the items [B, L] that their users had."""
+    if not bias:
+        return scores
+    row, place = ((had >= first) & (had < first + scores.shape[1])).nonzero(as_tuple=True)
+    column = had[row, place] - first
+    # Once for an item that was had twice: the same sum is written there again.
+    return scores.index_put((row, column), scores[row, column] + bias)
 
 
 def _encode_catalogue(tower: Tower, device: torch.device) -> Tensor:

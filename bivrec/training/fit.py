@@ -20,10 +20,8 @@ from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
-from bivrec.evaluation.fusion import fit_id_weight
+from bivrec.evaluation.fusion import evaluate_views, fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import evaluate
-from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.files import check_new_folder, write_json
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRec
@@ -82,9 +80,9 @@ def fit(
         fit_id_weight(model, EvaluationUsers.from_sequences(domain.sequences("validation")), accelerator)
         if accelerator.is_main_process:
             save_checkpoint(run.checkpoint("best"), model, progress)
-    results = evaluate_views(model, domain, accelerator)
+    results = evaluate_views(model, EvaluationUsers.from_sequences(domain.sequences("test")), RESULT_KS, accelerator)
     if accelerator.is_main_process:
-        write_json(run.path / "results.json", results)
+        write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
@@ -110,15 +108,6 @@ def _start_from_spectrum(model: BiVRec, domain: Domain, seed: int) -> None:
             table.weight[known] = vectors[known] * table.weight[1:].norm(dim=1).mean()
         # Data parallelism leaves large tables to each process.
         table.weight.copy_(broadcast(table.weight.data))
-
-
-def evaluate_views(model: BiVRec, domain: Domain, accelerator: Accelerator) -> dict[str, dict[str, float]]:
-    """View -> metrics on the test users, for every view that the model can rank with."""
-    users = EvaluationUsers.from_sequences(domain.sequences("test"))
-    return {
-        view: evaluate(ModelScorer(model, view), users, RESULT_KS, accelerator=accelerator).metrics
-        for view in rankable_views(model)
-    }
 
 
 def _run_info(

@@ -19,9 +19,8 @@ from bivrec.config import Config
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
+from bivrec.evaluation.fusion import evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import evaluate
-from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -188,9 +187,8 @@ class Trainer:
         """Evaluate every view, keep the best checkpoint, and count the evaluations without a gain."""
         settings = self._config.training
         recalls = {}
-        for view in rankable_views(self._model):
-            scorer = ModelScorer(self._model, view)
-            result = evaluate(scorer, self._validation, EVALUATION_KS, accelerator=self._accelerator)
+        results = evaluate_views(self._model, self._validation, EVALUATION_KS, self._accelerator)
+        for view, result in results.items():
             recalls[view] = result.metrics[SELECTION_METRIC]
             self._log({"split": "validation", "step": self._progress.step, "view": view, **result.metrics})
         recall = recalls.get(settings.selection_view, recalls[self._model.views[-1]])
