@@ -30,7 +30,7 @@ from bivrec.artefact_config import (
     read_item_ids,
     read_results,
 )
-from bivrec.baselines.towers import attach_features, fresh_towers
+from bivrec.baselines.towers import attach_features, fresh_towers, tower_views
 from bivrec.cards import model_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain, FeatureSpec
@@ -289,11 +289,11 @@ class BiVRec(_Published):
 
     @property
     def tower(self) -> Tower:
-        """The multimodal tower alone, which transfers; it shares its weights. BivrecError if the model has none."""
-        if "mm" not in self.views:
-            raise BivrecError(
-                f"{self.source['name']}: a model with the ID view alone, which cannot transfer to another Domain"
-            )
+        """The multimodal tower alone, which transfers; it shares its weights. BivrecError if the model has none.
+
+        Each access makes another Tower, and each Tower a network at its first use.
+        """
+        check_transferable(str(self.source["name"]), self.config, self.views)
         weights = {
             name.removeprefix(TOWER_PREFIX): value
             for name, value in self.weights.items()
@@ -336,8 +336,7 @@ class _Opened:
 
     def tower(self) -> Tower:
         """The multimodal tower. Raises BivrecError if the model has none."""
-        if "mm" not in self.config.views:
-            raise BivrecError(f"{self.name}: a model with the ID view alone, which cannot transfer to another Domain")
+        check_transferable(self.name, self.config.model, self.config.views)
         prefix = "" if self.config.model_type == TOWER_TYPE else TOWER_PREFIX
         return Tower(tower_config(self.config), *self._weights(prefix))
 
@@ -378,6 +377,17 @@ def push_files(folder: Path, name: str, message: str | None, **options: Unpack[P
     """Push the files of a model in place of those of the model that was there; options as of `push_to_hub`."""
     message = message or "Publish a model of bivrec"
     return repository.push(folder, name, message=message, delete_patterns=OUR_FILES, **options)
+
+
+def check_transferable(name: str, config: ModelConfig, views: Sequence[str]) -> None:
+    """Raise BivrecError if a model that was trained with these views has no multimodal tower."""
+    if "mm" not in views:
+        raise BivrecError(f"{name}: trained with the ID view alone, which cannot transfer to another Domain")
+    if "mm" not in tower_views(config, views):
+        raise BivrecError(
+            f"{name}: {config.system} was trained with IDs and features in one model, which cannot "
+            "transfer to another Domain; train it with --views mm"
+        )
 
 
 def tower_config(config: ArtefactConfig) -> ArtefactConfig:

@@ -6,9 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import Any, Unpack
 
-from bivrec.artefact import CARD_FILE, MARKS, TOWER_PREFIX, BiVRec, PushOptions, Tower, push_files, tower_config
+from bivrec.artefact import (
+    CARD_FILE,
+    MARKS,
+    TOWER_PREFIX,
+    BiVRec,
+    PushOptions,
+    Tower,
+    check_transferable,
+    push_files,
+    tower_config,
+)
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
-from bivrec.baselines.towers import tower_views
 from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import neutral_command
 from bivrec.config import VIEWS
@@ -24,14 +33,7 @@ def tower_of_run(run: Run) -> Tower:
 
     Raises BivrecError if the Run has no multimodal view.
     """
-    views = run.config.training.views
-    if "mm" not in views:
-        raise BivrecError(f"{run.path}: trained with the ID view alone, which cannot transfer to another Domain")
-    if "mm" not in tower_views(run.config.model, views):
-        raise BivrecError(
-            f"{run.path}: {run.config.model.system} was trained with IDs and features in one model, which cannot "
-            "transfer to another Domain; train it with --views mm"
-        )
+    check_transferable(str(run.path), run.config.model, run.config.training.views)
     weights = read_weights(run.checkpoint("best"), TOWER_PREFIX)
     return Tower(tower_config(_config(run)), weights, _source(run))
 

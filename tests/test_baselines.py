@@ -13,6 +13,7 @@ from tiny_models import NUM_ITEMS, TINY, item_features, random_histories, random
 from torch import Tensor
 from torch.nn import functional
 
+from bivrec.artefact import BiVRec as PublishedModel
 from bivrec.artefact import Tower as PublishedTower
 from bivrec.baselines.attention import Attention
 from bivrec.baselines.comirec import ROUTING_ITERATIONS
@@ -21,6 +22,7 @@ from bivrec.baselines.towers import fresh_towers
 from bivrec.config import SYSTEM_LIMITS, ObjectiveConfig, config_from_dict
 from bivrec.data.batches import Batch
 from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import finetune, finetune_config, zero_shot_model
 from bivrec.hub import publish, tower_of_run
@@ -404,6 +406,15 @@ def test_ids_and_features_in_one_model_do_not_transfer(source: Domain, tmp_path:
     result = bivrec("evaluate", source.path, "--run", run.path, "--view", "mm")
     assert result.exit_code == 1
     assert "the model has only both" in result.output
+    published = publish(run, str(tmp_path / "joint"), "joint")
+    finetuning = ("finetune", source.path, "--to", tmp_path / "tuned", *settings())
+    for command in (("evaluate", source.path, "--zero-shot"), finetuning):
+        result = bivrec(*command, "--from-hub", published)
+        assert result.exit_code == 1
+        complaint = result.output.splitlines()[-1]
+        assert complaint.startswith(f"Error: {published}: sasrec was trained with IDs and features in one model, ")
+    with pytest.raises(BivrecError, match="IDs and features in one model"):
+        _ = PublishedModel.from_pretrained(published, source).tower
 
 
 @pytest.mark.parametrize(
