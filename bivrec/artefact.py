@@ -9,9 +9,10 @@ README.md           model card, which may show training_curve.png
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
@@ -40,7 +41,6 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, sha256, write_json
 from bivrec.model.bivrec import BiVRec as BiVRecNetwork
-from bivrec.model.items import Rows
 from bivrec.model.tower import Tower as TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 
@@ -158,6 +158,9 @@ class _Published:
 class Tower(_Published):
     """A published multimodal tower: it reads histories of items that it has never seen by their features."""
 
+    _kept: tuple[dict[str, Tensor], TowerNetwork] | None = None
+    """Weights, and the network that shares them."""
+
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Tower:
         """The tower of a folder, or of the repository `ORG/NAME` on the Hub; of a joint model, its multimodal tower.
@@ -185,7 +188,9 @@ class Tower(_Published):
 
         Raises BivrecError if the Domain's features were made in another way.
         """
-        return self._network(self._feature_rows(domain))
+        network = self._new_network()
+        network.items.attach(self._feature_rows(domain))
+        return network
 
     @torch.no_grad()
     def encode_items(self, features: Tensor) -> Tensor:
@@ -202,8 +207,11 @@ class Tower(_Published):
             raise BivrecError("features: not finite; expected numbers, and zeros for a modality that an item lacks")
         sizes = [spec.dimension for spec in self.features.values()]
         parts = [functional.normalize(part.float(), dim=1) for part in torch.split(features, sizes, dim=1)]
-        network = self._network(torch.cat(parts, dim=1).to(self._device))
-        return network.encode_items(torch.arange(len(features), device=self._device))
+        # A copy that shares all weights: another thread may encode other items, and none of their features are kept.
+        network = self._network()
+        reader = copy.deepcopy(network, {id(part): part for part in (network.sequence, *network.parameters())})
+        reader.items.attach(torch.cat(parts, dim=1).to(self._device))
+        return reader.encode_items(torch.arange(len(features), device=self._device))
 
     @torch.no_grad()
     def encode_histories(self, item_vectors: Tensor, histories: Tensor) -> Tensor:
@@ -219,24 +227,33 @@ class Tower(_Published):
         _check_histories(histories, len(item_vectors))
         recent = histories[:, -self.config.max_history :].to(self._device)
         vectors = functional.embedding(recent, item_vectors.to(self._device))
-        return self._network(None).encode_histories(vectors, recent > 0).vectors[:, -1]
+        return self._network().encode_histories(vectors, recent > 0).vectors[:, -1]
 
     def score(self, interests: Tensor, item_vectors: Tensor) -> Tensor:
         """Scores [B, V] of items with vectors [V, D] for users with interests [B, K, D]; more is better."""
-        return self._network(None).join_interests(interests @ item_vectors.T)
+        return self._network().join_interests(interests @ item_vectors.T)
 
     @property
     def _device(self) -> torch.device:
         return next(iter(self.weights.values())).device
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the network, which a copy makes of its own weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
     def _feature_rows(self, domain: Domain) -> FeatureRows:
         return contract_features(self.features, domain, tower=str(self.source["name"]))
 
-    def _network(self, features: Rows | None) -> TowerNetwork:
+    def _network(self) -> TowerNetwork:
+        """The network without items, made once for the weights as they are: that takes longer than a history."""
+        kept = self._kept
+        if kept is None or not _identical(kept[0], self.weights):
+            self._kept = kept = dict(self.weights), self._new_network()
+        return kept[1]
+
+    def _new_network(self) -> TowerNetwork:
         network = empty_network(self._config).tower("mm")
         network.load_state_dict(self.weights, assign=True)
-        if features is not None:
-            network.items.attach(features)
         return network.eval()
 
 
@@ -280,6 +297,13 @@ class BiVRec(_Published):
             attach_features({view: network.tower(view) for view in network.views}, features)
         self._attached = network.eval()
         return self._attached
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights to a device, those of the attached network too; returns the model itself."""
+        super().to(device)
+        if self._attached is not None:
+            self._attached.load_state_dict(self.weights, assign=True)
+        return self
 
     def scorer(self, view: str = "both") -> ModelScorer:
         """What ranks the catalogue of the attached Domain with `id`, `mm` or `both`."""
@@ -400,6 +424,11 @@ def empty_network(config: ArtefactConfig) -> BiVRecNetwork:
     with torch.device("meta"):
         sizes = [spec.dimension for spec in config.features.values()]
         return BiVRecNetwork(fresh_towers(config.model, config.views, config.num_items, sizes))
+
+
+def _identical(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are the same objects; what is written into them is seen by all who share them."""
+    return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
 
 
 def _check_histories(histories: Tensor, rows: int) -> None:

@@ -1,9 +1,13 @@
 """Published models as Python objects, and what is refused of files that nobody vouches for."""
 
+import copy as copying
 import json
+import pickle
 import re
 import shutil
 import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +219,87 @@ def test_a_clone_has_weights_of_its_own(tower: Path, source: Domain) -> None:
             parameter.add_(1)
     assert same(model.weights, before)
     assert same(Tower.from_pretrained(tower).weights, before)
+
+
+def read_by(model: Tower) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of items and interests of a history, from the public methods."""
+    vectors = model.encode_items(torch.eye(496)[:9])
+    return vectors, model.encode_histories(vectors, torch.tensor([[1, 2, 3]]))
+
+
+def replace_weights(model: Tower) -> None:
+    model.weights = {name: value + 0.5 for name, value in model.weights.items()}
+
+
+def replace_a_weight(model: Tower) -> None:
+    model.weights["items.projection.weight"] = model.weights["items.projection.weight"] + 0.5
+
+
+def write_into_a_weight(model: Tower) -> None:
+    model.weights["items.projection.weight"].add_(0.5)
+
+
+@pytest.mark.parametrize("change", [replace_weights, replace_a_weight, write_into_a_weight])
+def test_weights_that_were_changed_are_seen(tower: Path, change: Callable[[Tower], None]) -> None:
+    model, fresh = Tower.from_pretrained(tower), Tower.from_pretrained(tower)
+    before = read_by(model)
+    change(model)
+    change(fresh)
+    for value, old, expected in zip(read_by(model), before, read_by(fresh), strict=True):
+        assert torch.equal(value, expected)
+        assert not torch.equal(value, old)
+
+
+def test_what_an_attached_network_learns_is_seen(tower: Path, source: Domain) -> None:
+    model = Tower.from_pretrained(tower)
+    before = read_by(model)
+    network = model.attach(source).train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+    assert not torch.equal(read_by(model)[0], before[0])
+    assert torch.equal(read_by(model)[1], read_by(model.clone())[1])
+
+
+@pytest.mark.parametrize("twin", [copying.copy, copying.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_towers_can_be_copied_after_their_use(tower: Path, twin: Callable[[Tower], Tower]) -> None:
+    model = Tower.from_pretrained(tower)
+    size = len(pickle.dumps(model))
+    before = read_by(model)
+    other = twin(model)
+    assert all(torch.equal(*pair) for pair in zip(read_by(other), before, strict=True))
+    assert len(pickle.dumps(model)) == size
+    replace_weights(other)
+    assert not torch.equal(read_by(other)[1], before[1])
+    assert torch.equal(read_by(model)[1], before[1])
+
+
+def test_threads_do_not_mix_items_up(tower: Path) -> None:
+    model = Tower.from_pretrained(tower)
+    features = [torch.eye(496)[row : row + 20] for row in range(200)]
+    expected = [model.encode_items(rows) for rows in features]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(model.encode_items, features))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_network_is_built_once(tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tower.from_pretrained(tower)
+    built: list[object] = []
+    empty = bivrec.artefact.empty_network
+    monkeypatch.setattr("bivrec.artefact.empty_network", lambda config: built.append(config) or empty(config))
+    vectors, interests = read_by(model.to("cpu"))
+    for _ in range(3):
+        read_by(model)
+        model.score(interests, vectors)
+    assert len(built) == 1
+
+
+def test_a_joint_model_that_moves_takes_its_network_along(joint: Path, source: Domain) -> None:
+    model = BiVRec.from_pretrained(joint, source)
+    network = model.attach(source)
+    model.to("meta")
+    assert {value.device.type for value in network.state_dict().values()} == {"meta"}
 
 
 def test_a_joint_model_without_its_domain_cannot_rank(pretrained: Run) -> None:
