@@ -85,12 +85,19 @@ def _check_parent(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces `path` when the block ends without error."""
+    """Yield a temporary path beside `path` that replaces `path` when the block ends without error.
+
+    The file has the permissions of any other new one, even if what writes it puts a private file in its place, as
+    safetensors does.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        staging.touch()
+        mode = staging.stat().st_mode
         yield staging
+        staging.chmod(mode)
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bivrec.errors import BivrecError
+from bivrec.files import new_file
 
 NAMED_FAULTS = 5
 TYPE_NAMES = {torch.float32: "F32"}
@@ -19,11 +20,9 @@ TYPE_NAMES = {torch.float32: "F32"}
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as a safetensors file with the permissions of any other new file."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
-    path.chmod(mode)
+    """Write weights as a safetensors file."""
+    with new_file(path) as staging:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, staging)
 
 
 def size_of(weights: Mapping[str, Tensor]) -> int:

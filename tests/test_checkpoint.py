@@ -88,6 +88,12 @@ def test_a_checkpoint_is_safetensors_and_written_whole(checkpoint: Path) -> None
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 
+def test_others_may_read_a_checkpoint_as_any_new_file(checkpoint: Path) -> None:
+    other = checkpoint.with_name("other")
+    other.touch()
+    assert checkpoint.stat().st_mode == other.stat().st_mode
+
+
 def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
     model = nn.Linear(4, 4)
     model.weight = nn.Parameter(model.weight.detach().T)

@@ -1,11 +1,12 @@
 """What is replaced by `--overwrite`: what bivrec made of the same kind, and nothing of the user's."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from bivrec.errors import BivrecError
-from bivrec.files import check_new_file, new_folder
+from bivrec.files import check_new_file, new_file, new_folder
 
 
 def write(path: Path, text: str = "old") -> Path:
@@ -74,6 +75,20 @@ def test_a_place_below_a_file(tmp_path: Path) -> None:
         check_new_file(tmp_path / "f" / "a.csv")
     with pytest.raises(BivrecError, match="is a folder; choose another file"):
         check_new_file(tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_file_that_a_library_makes_private_has_the_permissions_of_any_other(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_file(tmp_path / "made") as staging:
+            write(tmp_path / "private").chmod(0o600)
+            (tmp_path / "private").rename(staging)
+        write(tmp_path / "other")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").read_text() == "old"
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_folder_that_cannot_be_made_is_called_by_its_name(tmp_path: Path) -> None:

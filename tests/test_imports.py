@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "files": ("errors",),
     "config": ("errors",),
     "repository": ("errors",),
-    "weights": ("errors",),
+    "weights": ("errors", "files"),
     "artefact_config": (*GROUND, "data.domain"),
     "data": (*GROUND, "repository", "data"),
     "features": (*GROUND, "data.domain", "data.feature_rows", "features"),

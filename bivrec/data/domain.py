@@ -274,11 +274,7 @@ class Domain:
         files = {name: record for name, record in self.info.files.items() if name != FEATURES_FILE}
         bare = dataclasses.replace(self.info, features={}, files=files)
         with new_file(self.path / FEATURES_FILE) as staging:
-            # safetensors makes a private file; give it the permissions that any other new file has.
-            staging.touch()
-            mode = staging.stat().st_mode
             save_file(tensors, staging)
-            staging.chmod(mode)
             record = _record(staging)
             # Killed between the two renames, the Domain must open: as one without features.
             _write_info(self.path, bare)
