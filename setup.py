@@ -36,6 +36,7 @@ setup(
         "huggingface-hub>=2.4",
         "safetensors>=0.4.3",
         "click>=8.1",
+        "filelock>=3.30",
         "jinja2>=3.1",
         "numpy>=1.26",
         "pyarrow>=16",

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -9,6 +11,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from bivrec.data.domain import FEATURES_FILE, SPLITS, Domain, FeatureSpec
+from bivrec.data.prepare import prepare
+from bivrec.data.synthetic import DomainSize, World
 from bivrec.errors import BivrecError
 
 TEXT = FeatureSpec("hashing", None, 4, "mean", whitening=None)
@@ -91,6 +95,60 @@ def test_features_have_the_permissions_of_any_new_file(domain):
     )
     (domain.path / "other").touch()
     assert (domain.path / FEATURES_FILE).stat().st_mode == (domain.path / "other").stat().st_mode
+
+
+def test_one_handle_stores_one_modality_after_the_other(domain):
+    size = domain.num_items + 1
+    text, image = torch.rand(size, 4), torch.rand(size, 2)
+    domain.with_features({"text": text}, {"text": present(domain, 3)}, {"text": TEXT})
+    stored = domain.with_features({"image": image}, {"image": present(domain)}, {"image": IMAGE})
+    assert stored.info.features == {"text": TEXT, "image": IMAGE}
+    assert stored.info.missing == {"text": 1, "image": 0}
+    assert torch.equal(load_file(domain.path / FEATURES_FILE)["text"][4:], text[4:])
+    stored.verify()
+
+
+def test_a_stale_handle_keeps_the_features_that_others_stored_anew(domain):
+    """With their own specification."""
+    size = domain.num_items + 1
+    early = domain.with_features({"text": torch.rand(size, 4)}, {"text": present(domain)}, {"text": TEXT})
+    anew, spec = torch.rand(size, 6), dataclasses.replace(TEXT, dimension=6, revision="2")
+    domain.with_features({"text": anew}, {"text": present(domain, 5)}, {"text": spec})
+    stored = early.with_features({"image": torch.rand(size, 2)}, {"image": present(domain)}, {"image": IMAGE})
+    assert stored.info.features == {"text": spec, "image": IMAGE}
+    assert stored.features(("text",)).shape == (size, 6)
+    assert torch.equal(stored.has_modality("text"), present(domain, 5))
+    stored.verify()
+
+
+def test_features_that_are_stored_at_once_are_all_kept(domain):
+    size, names = domain.num_items + 1, [f"modality{number}" for number in range(6)]
+    features = {name: torch.rand(size, 3) for name in names}
+
+    def store(name):
+        handle = Domain(domain.path, domain.info)
+        handle.with_features({name: features[name]}, {name: present(domain)}, {name: TEXT})
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(store, names))
+    stored = Domain.open(domain.path)
+    assert set(stored.info.features) == set(names)
+    kept = load_file(domain.path / FEATURES_FILE)
+    assert all(torch.equal(kept[name][1:], features[name][1:]) for name in names)
+    stored.verify()
+
+
+def test_features_of_items_that_are_no_more_are_refused(domain):
+    features, has = {"text": torch.rand(domain.num_items + 1, 4)}, {"text": present(domain)}
+    drawn = World.create(topics=6, seed=1).domain("small", DomainSize(200, 120, 12))
+    other = prepare(drawn.raw, domain.path, overwrite=True)
+    with pytest.raises(BivrecError, match=r"domain: was prepared anew .* other items; encode it again"):
+        domain.with_features(features, has, {"text": TEXT})
+    assert Domain.open(domain.path).info == other.info
+    shutil.rmtree(domain.path)
+    with pytest.raises(BivrecError, match="domain: no such folder"):
+        domain.with_features(features, has, {"text": TEXT})
+    assert not domain.path.exists()
 
 
 def test_killed_while_features_are_stored_it_opens_without_features(domain, monkeypatch):

@@ -15,12 +15,13 @@ import bivrec
 ROOT = Path(bivrec.__file__).parent
 HEAVY = ("torch", "datasets", "transformers", "pyarrow", "accelerate", "matplotlib", "PIL", "scipy", "safetensors")
 
-GROUND = ("errors", "files", "version", "config", "memory")
+GROUND = ("errors", "files", "locks", "version", "config", "memory")
 MAY_IMPORT = {
     "errors": (),
     "version": (),
     "memory": (),
     "files": ("errors",),
+    "locks": ("errors",),
     "config": ("errors",),
     "repository": ("errors",),
     "weights": ("errors", "files"),

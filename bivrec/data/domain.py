@@ -27,6 +27,7 @@ from torch import Tensor
 from bivrec.data.feature_rows import FeatureRows
 from bivrec.errors import BivrecError
 from bivrec.files import new_file, read_json, sha256, write_json
+from bivrec.locks import locked
 from bivrec.repository import fetch
 
 FORMAT_VERSION = 1
@@ -36,6 +37,8 @@ MARKS = (INFO_FILE,)
 """Files that every folder of a Domain holds."""
 FEATURES_FILE = "features.safetensors"
 CATALOGUE_FILE = "items/data-00000-of-00001.arrow"
+STORING_SECONDS = 600.0
+"""How long others may take to store features of theirs, before one gives up."""
 HUB_PREFIX = "hub:"
 """`hub:ORG/NAME[@revision]` names a Domain on the Hub wherever a folder names a local one."""
 
@@ -257,10 +260,21 @@ class Domain:
     ) -> Domain:
         """Store features [V + 1, d] and presence [V + 1] by modality, keep those of other modalities, and reopen.
 
-        Features are stored in the type that they have; `features` widens them to float32.
-        Raises BivrecError if the Domain is one of the Hub.
+        Features are stored in the type that they have; `features` widens them to float32. What others stored since
+        this Domain was opened is kept as well.
+        Raises BivrecError if the Domain is one of the Hub, or was prepared anew with other items since.
         """
         self.check_writable()
+        with locked(self.path, wait=STORING_SECONDS):
+            now = Domain.open(self.path)
+            if now.info.files[CATALOGUE_FILE] != self.info.files[CATALOGUE_FILE]:
+                raise BivrecError(f"{self.path}: was prepared anew meanwhile, with other items; encode it again")
+            now._store_features(features, present, specs)
+            return Domain.open(self.path)
+
+    def _store_features(
+        self, features: Mapping[str, Tensor], present: Mapping[str, Tensor], specs: Mapping[str, FeatureSpec]
+    ) -> None:
         tensors = {}
         for name in sorted({*self.info.features, *features}):
             values, has = (
@@ -285,7 +299,6 @@ class Domain:
             files={**files, FEATURES_FILE: record},
         )
         _write_info(self.path, info)
-        return Domain.open(self.path)
 
     def _read_feature(self, modality: str, key: str) -> Tensor:
         if modality not in self.info.features:
