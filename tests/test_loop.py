@@ -17,7 +17,10 @@ from bivrec.config import Config
 from bivrec.data.domain import SPLITS, Domain, write_domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import EvaluationResult
+from bivrec.locks import locked
 from bivrec.pretrain import pretrain, resume
+from bivrec.training.checkpoint import Progress
+from bivrec.training.loop import Trainer
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -150,6 +153,56 @@ def test_signal_handlers_are_given_back(source: Domain, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     pretrain(source, tmp_path / "run", with_steps(1, 1))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# One process at a time
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(source: Domain, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    options = settings(training={"steps": 100_000, "evaluate_every": 10})
+    command = [sys.executable, "-m", "bivrec", "pretrain", str(source.path), "--to", str(path), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not (path / "best.safetensors").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            complaint = f"{path}: process {process.pid} on .* is at work in this folder; wait until it has ended"
+            with pytest.raises(BivrecError, match=complaint):
+                resume(path)
+            with pytest.raises(BivrecError, match=complaint):
+                pretrain(source, path, with_steps(1, 1), overwrite=True)
+        finally:
+            process.kill()
+    steps = [line["step"] for line in Run.open(path).metrics() if line["split"] == "train"]
+    assert steps == list(range(10, 10 * len(steps) + 1, 10))
+    # What was killed holds no lock.
+    run = pretrain(source, path, with_steps(1, 1), overwrite=True)
+    assert sorted(file.name for file in resume(run.path).path.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.jsonl",
+        "results.json",
+        "run.json",
+    ]
+
+
+def test_a_new_run_is_locked_as_well(source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it took the place of another, or of an empty folder."""
+    (tmp_path / "run").mkdir()
+    train, refused = Trainer.train, []
+
+    def tried(self: Trainer, run: Run, *arguments: bool) -> Progress:
+        with pytest.raises(BivrecError, match="is at work") as fault, locked(run.path):
+            pytest.fail("the work began")
+        refused.append(fault.value)
+        return train(self, run, *arguments)
+
+    monkeypatch.setattr(Trainer, "train", tried)
+    for _ in range(2):
+        pretrain(source, tmp_path / "run", with_steps(1, 1), overwrite=True)
+    resume(tmp_path / "run")
+    assert len(refused) == 3
 
 
 # Which weights are kept

@@ -33,6 +33,7 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
+from bivrec.locks import locked
 from bivrec.pretrain import pretrain, resume
 from bivrec.training.run import Run
 
@@ -154,6 +155,18 @@ def test_a_process_that_fails_ends_all_with_its_message(source: Domain, tmp_path
     result = torchrun(failing, "pretrain", source.path, "--to", tmp_path / "run", *options)
     assert result.returncode != 0
     assert "Error: the disk of this process is gone" in result.stderr
+
+
+def test_a_run_that_another_process_trains_ends_both_with_its_message(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", config(training={"steps": 2}))
+    with locked(run.path):
+        result = torchrun("-m", "bivrec", "pretrain", "--to", run.path, "--resume")
+    assert result.returncode != 0
+    errors = {line for line in result.stderr.splitlines() if "Error: " in line}
+    assert len([line for line in errors if line.startswith("Error: ")]) == 1
+    assert f"{run.path}: process {os.getpid()} on" in result.stderr
+    assert "RuntimeError" not in result.stderr
+    assert not (run.path / ".lock").exists()
 
 
 def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) -> None:

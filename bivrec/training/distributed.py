@@ -1,11 +1,16 @@
-"""Collectives that losses need; with one process they are the identity."""
+"""Collectives that losses and the loop need; with one process they are the identity."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
+
+from bivrec.errors import BivrecError
 
 
 def world_size() -> int:
@@ -37,6 +42,20 @@ def mean_over_processes(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world_size()
     return value
+
+
+@contextmanager
+def failing_alike() -> Iterator[None]:
+    """A block in which only the main process does something; its BivrecError is raised on all, none waits for it."""
+    complaints: list[str | None] = [None]
+    try:
+        yield
+    except BivrecError as fault:
+        complaints = [str(fault)]
+    if world_size() > 1:
+        dist.broadcast_object_list(complaints)
+    if complaints[0] is not None:
+        raise BivrecError(complaints[0])
 
 
 def mean_sparse_over_processes(rows: Tensor) -> Tensor:

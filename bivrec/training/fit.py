@@ -8,6 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views, fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import check_new_folder, write_json
-from bivrec.memory import keep_freed_memory
+from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
+from bivrec.training.distributed import failing_alike
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
 from bivrec.training.run import FORMAT_VERSION, MARKS, Run, RunInfo, domain_record
@@ -50,31 +52,46 @@ def fit(
     """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
 
     features: specification of what the multimodal view reads, by modality; none for the ID view alone.
-    Raises BivrecError if `path` exists (unless `overwrite` or `resume`), the Domain has no user to evaluate, or the
-    training fails.
+    Raises BivrecError if `path` exists (unless `overwrite` or `resume`), another process trains it, the Domain has no
+    user to evaluate, or the training fails.
     """
-    keep_freed_memory()
+    _check_folder(path, overwrite, resume)
+    _check_evaluable(domain)
+    accelerator = make_accelerator(str(path), tracker)
+    with ExitStack() as locks:
+        # Neither is a Run replaced that another process trains.
+        with failing_alike():
+            if accelerator.is_main_process and all((path / mark).exists() for mark in MARKS):
+                locks.enter_context(locked(path))
+        set_seed(config.training.seed)
+        model = make_model().to(accelerator.device)
+        if config.training.id_init == "spectral" and not resume:
+            _start_from_spectrum(model, domain, config.training.seed)
+        trainer = Trainer(model, domain, config, accelerator, pretrained)
+        # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
+        with failing_alike():
+            if accelerator.is_main_process and not resume:
+                Run.create(path, _run_info(stage, domain, config, features, started_from, accelerator), overwrite)
+                locks.enter_context(locked(path))
+        run = Run.open(path)
+        if tracker is not None:
+            accelerator.init_trackers("bivrec", config=_flat(run.info.config))
+        trainer.train(run, resume)
+        _finish(run, model, domain, accelerator)
+    return run
+
+
+def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
     if path.exists() and not (overwrite or resume):
         raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
     if not resume:
         check_new_folder(path, overwrite, marks=MARKS)
     elif not Run.open(path).checkpoint("last").exists():
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
-    _check_evaluable(domain)
-    accelerator = make_accelerator(str(path), tracker)
-    set_seed(config.training.seed)
-    model = make_model().to(accelerator.device)
-    if config.training.id_init == "spectral" and not resume:
-        _start_from_spectrum(model, domain, config.training.seed)
-    trainer = Trainer(model, domain, config, accelerator, pretrained)
-    # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
-    if accelerator.is_main_process and not resume:
-        Run.create(path, _run_info(stage, domain, config, features, started_from, accelerator), overwrite)
-    accelerator.wait_for_everyone()
-    run = Run.open(path)
-    if tracker is not None:
-        accelerator.init_trackers("bivrec", config=_flat(run.info.config))
-    trainer.train(run, resume)
+
+
+def _finish(run: Run, model: BiVRec, domain: Domain, accelerator: Accelerator) -> None:
+    """Evaluate the best weights, and record the results."""
     progress = load_checkpoint(run.checkpoint("best"), model)
     if len(model.views) > 1:
         fit_id_weight(model, EvaluationUsers.from_sequences(domain.sequences("validation")), accelerator)
@@ -85,7 +102,6 @@ def fit(
         write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return run
 
 
 def _check_evaluable(domain: Domain) -> None:
