@@ -13,7 +13,7 @@ import jinja2
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from bivrec.config import ModelConfig
-from bivrec.data.domain import SPLITS, DomainInfo, FeatureSpec
+from bivrec.data.domain import LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo, FeatureSpec
 from bivrec.terms import terms_of
 
 TEMPLATES = "bivrec_model_cards"
@@ -43,10 +43,14 @@ DROPPED_NAMES = {
     "images_not_found": "names of images that are not there",
 }
 PROTOCOL = {
-    "users": "those of the split, none of them trained on",
-    "targets": "the last 20 % of a user's sequence",
-    "candidates": "the whole catalogue",
-    "seen_items": "not removed",
+    USER_SPLIT: {
+        "users": "those of the split, none of them trained on",
+        "targets": "the last 20 % of a user's sequence",
+    },
+    LEAVE_ONE_OUT: {
+        "users": "all with 3 interactions or more, whose sequences without the last two were trained on",
+        "targets": "the last interaction of a user",
+    },
 }
 TAGS = ["recommendation", "sequential-recommendation", "multimodal", f"arxiv:{PAPER}"]
 # Item table and sequences lie in Arrow files, which `datasets` maps without converting them.
@@ -71,6 +75,7 @@ def model_card(
     """
     views = [view for view in training["results"] if kind == "joint" or view == "mm"]
     domain, started_from = training["domain"], _started_from(training["started_from"])
+    protocol = domain.get("protocol", USER_SPLIT)
     terms = terms_of(training.get("source"), domain["name"])
     data = ModelCardData(
         library_name="bivrec",
@@ -84,7 +89,7 @@ def model_card(
         # The frozen encoders are no base models: none of their weights is here, and none was changed.
         base_model=started_from["repository"] if started_from else None,
         model_name=name,
-        eval_results=[_evaluation(view, metric, value, domain) for view in views for metric, value in
+        eval_results=[_evaluation(view, metric, value, domain, protocol) for view in views for metric, value in
                       training["results"][view].items()] or None,
     )  # fmt: skip
     return _render(
@@ -95,6 +100,7 @@ def model_card(
         features=features,
         training={**training, "command": neutral_command(training["command"])},
         started_from=started_from,
+        leave_one_out=protocol == LEAVE_ONE_OUT,
         dataset=training.get("dataset"),
         source=training.get("source"),
         hardware=training.get("hardware"),
@@ -135,6 +141,7 @@ def domain_card(name: str, info: DomainInfo) -> str:
         metadata=data.to_yaml(),
         name=name,
         info=info,
+        leave_one_out=info.protocol == LEAVE_ONE_OUT,
         terms=terms,
         splits=splits,
         dropped=dropped,
@@ -151,7 +158,7 @@ def last_parts(text: str) -> str:
     return re.sub(r"(^|=)([~/].*)$", lambda found: found[1] + PurePosixPath(found[2]).name, text)
 
 
-def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any]) -> EvalResult:
+def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any], protocol: str) -> EvalResult:
     kind, _, k = metric.partition("@")
     return EvalResult(
         task_type="sequential-recommendation",
@@ -159,7 +166,14 @@ def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any])
         dataset_type=domain["name"],
         dataset_name=domain["name"],
         dataset_split="test",
-        dataset_args={**PROTOCOL, "test_users": domain["users"]["test"], "items": domain["num_items"]},
+        dataset_args={
+            "protocol": protocol,
+            **PROTOCOL[protocol],
+            "candidates": "the whole catalogue",
+            "seen_items": "not removed",
+            "test_users": domain["users"]["test"],
+            "items": domain["num_items"],
+        },
         metric_type=metric,
         metric_name=f"{METRIC_NAMES[kind]} at {k}, {VIEW_NAMES[view]}",
         metric_config=view,

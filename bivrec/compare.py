@@ -10,7 +10,7 @@ from typing import Any
 from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.paper import table1
+from bivrec.paper import name_in_paper, table1
 from bivrec.study import Entry, Measured, Overrides, Study, Training, Workshop
 from bivrec.study_plots import plot_study
 from bivrec.systems import SYSTEMS, System
@@ -25,8 +25,8 @@ NOTES = (
     "items removed for what else it knows.",
     "All train for as many steps of as many sequences. comirec, re4, mmsrec and mmmlp read a history as a whole and "
     "learn one target of a sequence in a step, the others every position.",
-    "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget.",
 )
+PAPER_NOTE = "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget."
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
 
 Finish = Callable[[Workshop, Sequence[Measured]], list[Measured]]
@@ -49,7 +49,8 @@ def comparison(domains: Sequence[Domain], models: Sequence[str] = ()) -> Study:
                 raise BivrecError(f"--models {name}: {domain.path} has no features; run `bivrec encode {domain.path}`")
             entries.append(_entry(domain, name))
     title = f"Comparison on {', '.join(domain.name for domain in domains)}"
-    return Study(title, tuple(entries), NOTES)
+    notes = (*NOTES, PAPER_NOTE) if any(entry.paper for entry in entries) else NOTES
+    return Study(title, tuple(entries), notes)
 
 
 def carry_out(
@@ -93,7 +94,7 @@ def _entry(domain: Domain, name: str) -> Entry:
     if name in FLOORS:
         return Entry(name, domain, name)
     system = SYSTEMS[name]
-    paper = table1(system.paper_row, domain.name) if system.paper_row else {}
+    paper = table1(system.paper_row, name_in_paper(domain.info)) if system.paper_row else {}
     return Entry(name, domain, _training(domain, system), system.view, paper=paper)
 
 

@@ -13,7 +13,7 @@ from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.interests import silhouettes
-from bivrec.paper import table2, table3
+from bivrec.paper import name_in_paper, table2, table3
 from bivrec.study import Entry, Overrides, Place, Study, Training, lay_over
 from bivrec.study_plots import plot_heat_maps, plot_interests, plot_lines, plot_study
 from bivrec.systems import SYSTEMS
@@ -60,7 +60,7 @@ def ablation(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
                 notes.append(f"{variant}: left out, the recipe has it so already.")
                 continue
             training = _variant(domain, base, variant.replace("w/o", "without") if changes else "", changes)
-            paper = table2(setting, variant, view, domain.name)
+            paper = table2(setting, variant, view, name_in_paper(domain.info))
             entries.append(Entry(variant, domain, training, view, paper=paper, group=f"{setting} {view}"))
     return Study("Ablation of the modules (Table 2)", tuple(entries), tuple(dict.fromkeys(notes)))
 
@@ -134,10 +134,10 @@ def transfer(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
             if read and all(_absent(target, [modality]) for modality in read):
                 notes.append(f"{label}: left out on {target.name}, which has no {name} features.")
                 continue
-            paper = table3(paper_row, source.name, target.name)
+            paper = table3(paper_row, source.name, name_in_paper(target.info))
             entries.append(Entry(label, target, _transferable(source, base, name, read), "mm", paper=paper))
         for base, paper_row in _SUPERVISED:
-            paper = table3(paper_row, source.name, target.name)
+            paper = table3(paper_row, source.name, name_in_paper(target.info))
             entries.append(Entry(f"supervised {base}", target, _variant(target, base), SYSTEMS[base].view, paper=paper))
     return Study(f"Transfer from {source.name} (Table 3)", tuple(entries), tuple(dict.fromkeys(notes)))
 

@@ -6,7 +6,14 @@ import csv
 from functools import cache
 from importlib import resources
 
+from bivrec.data.domain import USER_SPLIT, DomainInfo
+
 TABLES = "paper_tables"
+
+
+def name_in_paper(info: DomainInfo) -> str:
+    """The data set whose figures may stand beside those of a Domain: none under another protocol than the paper's."""
+    return info.name if info.protocol == USER_SPLIT else ""
 
 
 def table1(system: str, data_set: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bivrec.data.domain import Domain
+from bivrec.data.domain import LEAVE_ONE_OUT, Domain
 from bivrec.files import new_file
 from bivrec.significance import PValues, against_best
 from bivrec.study import K, Measured, Study
@@ -134,6 +134,7 @@ def _csv(study: Study, tables: Sequence[Table]) -> str:
             p_values = table.p_values.get(row.entry.name)
             line: dict[str, Any] = {
                 "domain": table.domain.name,
+                "protocol": table.domain.info.protocol,
                 "split": study.split,
                 "seen": "removed" if table.remove_seen else "kept",
                 "group": table.group,
@@ -161,8 +162,11 @@ def _caption(study: Study, table: Table) -> str:
     seeds = sorted({seed for row in table.rows for seed in row.seeds})
     counts = {len(row.seeds) for row in table.rows if row.seeds}
     parts = [
-        f"{users} {study.split} users, {table.domain.num_items} items ranked, in %; best bold, second best underlined."
+        f"{users} {study.split} users ({table.domain.info.protocol}), {table.domain.num_items} items ranked, in %; "
+        "best bold, second best underlined."
     ]
+    if table.domain.info.protocol == LEAVE_ONE_OUT:
+        parts.append("With one target for each user recall is hr, and ndcg is ndcg_hits.")
     if seeds:
         spread = "; mean ± standard deviation over seeds" if max(counts) > 1 else ""
         unequal = " (some trainings have not ended: not every model has all)" if len(counts) > 1 else ""

@@ -45,6 +45,8 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue of DOMAIN for the users of a split.
 
+    The target is the last 20 % of a user's sequence, or in a Domain that was prepared by leave-one-out its last item.
+
     Each --run, --from-hub and --floor gives one row per view. A Run and a published joint model rank the catalogue
     that they were trained on; with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot
     on every DOMAIN but that of its training.
@@ -77,11 +79,21 @@ def evaluate(
     metrics = {name: result.metrics for name, result in results.items()}
     # Printed first, so that a full disk does not lose it.
     if as_json:
-        click.echo(json.dumps({"domain": opened.name, "split": split, "users": len(users), "results": metrics}))
+        told = {
+            "domain": opened.name,
+            "protocol": opened.info.protocol,
+            "split": split,
+            "users": len(users),
+            "results": metrics,
+        }
+        click.echo(json.dumps(told))
     else:
         click.echo(results_table(metrics, "model"))
         skipped = f", {users.skipped} with fewer than 2 items left out" if users.skipped else ""
-        click.echo(f"{len(users)} {split} users of {opened.name}{skipped}; {opened.num_items} items ranked")
+        click.echo(
+            f"{len(users)} {split} users of {opened.name} ({opened.info.protocol}){skipped}; "
+            f"{opened.num_items} items ranked"
+        )
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, result in results.items():

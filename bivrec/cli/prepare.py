@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from bivrec.data.raw import RawData
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+LEAVE_ONE_OUT = "leave-one-out"
 images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
 
 
 @click.group()
 def prepare() -> None:
-    """Turn raw data into a Domain: filter, split the users, and number the items."""
+    """Turn raw data into a Domain: filter, split, and number the items."""
 
 
-def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
+def _split(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
+    if value in (None, LEAVE_ONE_OUT):
+        return value
     parts = value.split(":")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise click.BadParameter(f"{value}: expected three whole numbers above 0, such as 8:1:1")
+        raise click.BadParameter(f"{value}: expected three whole numbers above 0, such as 8:1:1, or {LEAVE_ONE_OUT}")
     return tuple(map(int, parts))
 
 
@@ -49,8 +50,9 @@ def _domain_options(command: Command) -> Command:
     for option in (
         overwrite_option,
         click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the split of the users."),
-        click.option("--split", "shares", callback=_shares, metavar="TRAIN:VALIDATION:TEST",
-                     help="Shares of the users.  [default: 8:1:1]"),
+        click.option("--split", callback=_split, metavar="TRAIN:VALIDATION:TEST|leave-one-out",
+                     help="Shares of the users; or hold out the last interaction of each user for the test and the one "
+                     "before it for validation.  [default: 8:1:1]"),
         click.option("--k-core", default=5, type=click.IntRange(0),
                      help="Fewest interactions of every user and item that is kept (0: keep all)."),
         click.option("--without", type=DOMAIN, callback=_open_domain,
@@ -133,7 +135,7 @@ def merge(domains: tuple[Path | str, ...], to: Path, name: str | None, overwrite
     """Merge DOMAINS into one, as the source of a tower that is to serve several kinds of catalogues.
 
     Ids become NAME:ID with the name of their Domain, users keep their split, and features are taken along where they
-    were made with the same options.
+    were made with the same options. All must be split by users, or all by leave-one-out.
     """
     from bivrec.data.domain import Domain
     from bivrec.data.merge import merge as merged
@@ -195,12 +197,12 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
 
 def _report(domain: Domain) -> None:
     info = domain.info
-    click.echo(f"{domain.path}: {info.name} ({info.source['reader']})")
+    click.echo(f"{domain.path}: {info.name} ({info.source['reader']}), {info.protocol}")
     for split, users in info.users.items():
         click.echo(f"  {split:<10} {users:>10,} users {info.interactions[split]:>12,} interactions")
-    total = sum(info.interactions.values())
-    density = total / (sum(info.users.values()) * info.num_items)
-    click.echo(f"  {'all':<10} {sum(info.users.values()):>10,} users {total:>12,} interactions")
+    density = info.num_interactions / (info.num_users * info.num_items)
+    once = ", each counted once" if info.protocol == LEAVE_ONE_OUT else ""
+    click.echo(f"  {'all':<10} {info.num_users:>10,} users {info.num_interactions:>12,} interactions{once}")
     click.echo(f"  {info.num_items:,} items, density {density:.4%}")
     dropped = info.dropped
     click.echo(

@@ -65,8 +65,8 @@ def recommend(
 ) -> None:
     """Recommend items of DOMAIN to its users, or to others with a history of such items.
 
-    The whole history of a user is read, where `bivrec evaluate` holds the last 20 % out. A file has one row for each
-    user and item: user_id, rank, item_id, score. Scores compare the items of one user, not users.
+    The whole history of a user is read, where `bivrec evaluate` holds the end out. A file has one row for each user
+    and item: user_id, rank, item_id, score. Scores compare the items of one user, not users.
     """
     from bivrec.data.domain import Domain
     from bivrec.recommend import check_output, write_recommendations
@@ -98,11 +98,11 @@ def recommend(
 def _users(
     domain: Domain, split: str, user_ids: Sequence[str], history: Path | None, columns: dict[str, Any]
 ) -> Sequences:
-    from bivrec.data.histories import find_users, read_histories, users_of_domain
+    from bivrec.data.histories import find_users, read_histories, users_of_domain, users_of_split
     from bivrec.data.tables import Columns
 
     if history is None:
-        return users_of_domain(domain, user_ids) if user_ids else domain.sequences(split)
+        return users_of_domain(domain, user_ids) if user_ids else users_of_split(domain, split)
     names = {option.removesuffix("_column"): column for option, column in columns.items() if column is not None}
     read = read_histories(history, domain, Columns(**names), timed="timestamp" in names)
     if read.unknown_items:

@@ -5,7 +5,7 @@
     items/                datasets.Dataset: row k describes item index k + 1
     features.safetensors  after `bivrec encode`: frozen features of the items
 
-Item index 0 is padding; indices 1..V go by decreasing number of interactions of the training users, ties by item id.
+Item index 0 is padding; indices 1..V go by decreasing number of interactions in the training sequences, ties by id.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from bivrec.repository import fetch
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
+USER_SPLIT, LEAVE_ONE_OUT = "user-split", "leave-one-out"
+PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT)
 INFO_FILE = "domain.json"
 MARKS = (INFO_FILE,)
 """Files that every folder of a Domain holds."""
@@ -102,6 +104,25 @@ class DomainInfo:
     features: dict[str, FeatureSpec]
     files: dict[str, FileRecord]
     """Path in the Domain -> size and checksum."""
+    protocol: str = USER_SPLIT
+    """What an evaluation holds out, one of PROTOCOLS.
+
+    user-split: every user is in one split, with the whole sequence; of those in validation and test the last 20 %.
+    leave-one-out: every user with 3 interactions or more is in all splits, in test with the whole sequence, in
+    validation without the last interaction, in train without the last two; the others are in train alone, with all.
+    """
+
+    @property
+    def num_users(self) -> int:
+        """Users of all splits, each counted once."""
+        return self.users["train"] if self.protocol == LEAVE_ONE_OUT else sum(self.users.values())
+
+    @property
+    def num_interactions(self) -> int:
+        """Interactions of all splits, each counted once."""
+        if self.protocol == LEAVE_ONE_OUT:
+            return self.interactions["train"] + 2 * self.users["test"]
+        return sum(self.interactions.values())
 
 
 class UserIds(Sequence[str]):
@@ -138,6 +159,8 @@ class Sequences:
     timestamps: np.ndarray
     """int64 [interactions], in the unit of the source (seconds, or a rank)."""
     user_ids: Sequence[str]
+    leave_one_out: bool = False
+    """Whether an evaluation asks for the last item alone, instead of for the last 20 %."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -218,7 +241,7 @@ class Domain:
         return None if self.info.images is None else self.path / self.info.images
 
     def sequences(self, split: str) -> Sequences:
-        """The users of `split`, ordered by user id."""
+        """The users of `split`, ordered by user id, with what the split has of their sequences (see `DomainInfo`)."""
         if split not in SPLITS:
             raise BivrecError(f"split '{split}': expected one of {', '.join(SPLITS)}")
         table = datasets.load_from_disk(str(self.path / "sequences" / split), keep_in_memory=False).data.table
@@ -228,6 +251,7 @@ class Domain:
             items=items.values.to_numpy(zero_copy_only=True),
             timestamps=timestamps.values.to_numpy(zero_copy_only=True),
             user_ids=UserIds(table["user_id"]),
+            leave_one_out=self.info.protocol == LEAVE_ONE_OUT,
         )
 
     def item_table(self) -> datasets.Dataset:
@@ -386,9 +410,14 @@ def _read_info(path: Path) -> DomainInfo:
     try:
         values["features"] = {name: FeatureSpec(**spec) for name, spec in values["features"].items()}
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
-        return DomainInfo(**values)
+        info = DomainInfo(**values)
     except (KeyError, TypeError, AttributeError) as fault:
         raise BivrecError(f"{path}: fields missing or unknown ({fault}); the file is damaged, prepare again") from None
+    if info.protocol not in PROTOCOLS:
+        raise BivrecError(
+            f"{path}: protocol '{info.protocol}': expected {' or '.join(PROTOCOLS)}; upgrade bivrec or prepare again"
+        )
+    return info
 
 
 def _write_info(folder: Path, info: DomainInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, TIME, read_columns
-from bivrec.data.domain import SPLITS, Domain, Sequences
+from bivrec.data.domain import LEAVE_ONE_OUT, SPLITS, Domain, Sequences
 from bivrec.data.raw import encode_ids
 from bivrec.data.tables import Columns
 from bivrec.errors import BivrecError
@@ -92,7 +93,31 @@ def find_users(sources: Sequence[Sequences], user_ids: Sequence[str], where: str
 
 def users_of_domain(domain: Domain, user_ids: Sequence[str]) -> Sequences:
     """Whole sequences of users, of whatever split. Raises BivrecError if the Domain does not have one of them."""
-    return find_users([domain.sequences(split) for split in SPLITS], user_ids, domain.name)
+    # Of splits that share users, the last has their whole sequences.
+    return find_users([domain.sequences(split) for split in reversed(SPLITS)], user_ids, domain.name)
+
+
+def users_of_split(domain: Domain, split: str) -> Sequences:
+    """The users of a split, ordered by user id, with their whole sequences: under leave-one-out a split has parts."""
+    part = domain.sequences(split)
+    if domain.info.protocol != LEAVE_ONE_OUT or split == "test":
+        return part
+    whole = domain.sequences("test")
+    if split == "validation":
+        return whole
+    # The others have too few interactions to be in test, and all of them here.
+    shared = pc.is_in(pa.array(part.user_ids, pa.string()), value_set=pa.array(whole.user_ids, pa.string()))
+    in_test = shared.to_numpy(zero_copy_only=False)
+    starts, lengths = len(whole.items) + part.offsets[:-1], part.lengths
+    starts[in_test], lengths[in_test] = whole.offsets[:-1], whole.lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return dataclasses.replace(
+        part,
+        offsets=offsets,
+        items=np.concatenate([whole.items, part.items])[places],
+        timestamps=np.concatenate([whole.timestamps, part.timestamps])[places],
+    )
 
 
 def _find_user(sources: Sequence[Sequences], user: str, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from bivrec.data.domain import ITEM_COLUMNS, MARKS, SPLITS, Domain, FeatureSpec
+from bivrec.data.domain import ITEM_COLUMNS, LEAVE_ONE_OUT, MARKS, SPLITS, Domain, FeatureSpec
+from bivrec.data.histories import users_of_split
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData
 from bivrec.errors import BivrecError
@@ -20,11 +21,12 @@ from bivrec.files import new_folder
 def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = None, overwrite: bool = False) -> Domain:
     """Write a Domain of all users and items of `domains` to `path`; `name` defaults to the folder's.
 
-    Ids become NAME:ID, with the name of their Domain, so that nothing is taken for the same; users keep their split.
+    Ids become NAME:ID, with the name of their Domain, so that nothing is taken for the same; users keep their split,
+    and what is held out of their sequences stays held out.
     Features are taken along, as whitened for their own Domain, and items lack the modalities that their Domain lacks.
     Images are not taken along.
-    Raises BivrecError for fewer than two Domains, two of one name, one that is to be replaced, and features of one
-    modality that were made in different ways.
+    Raises BivrecError for fewer than two Domains, two of one name, one that is to be replaced, different protocols, and
+    features of one modality that were made in different ways.
     """
     path = Path(path)
     names = [domain.name for domain in domains]
@@ -35,8 +37,10 @@ def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = Non
     if any(domain.path.resolve() == path.resolve() for domain in domains):
         raise BivrecError(f"{path}: is to be read; choose another folder to write")
     specs = _common_specs(domains)
+    protocol = _common_protocol(domains)
+    raw, split = _read(domains, protocol), LEAVE_ONE_OUT if protocol == LEAVE_ONE_OUT else None
     with new_folder(path, overwrite, marks=MARKS) as staging:
-        merged = prepare(_read(domains), staging, name=name or path.resolve().name, k_core=0, overwrite=True)
+        merged = prepare(raw, staging, name=name or path.resolve().name, k_core=0, split=split, overwrite=True)
         _take_features(merged, domains, specs)
     return Domain.open(path)
 
@@ -55,12 +59,25 @@ def _common_specs(domains: Sequence[Domain]) -> dict[str, FeatureSpec]:
     return {modality: domain.info.features[modality] for modality, domain in first.items()}
 
 
-def _read(domains: Sequence[Domain]) -> RawData:
+def _common_protocol(domains: Sequence[Domain]) -> str:
+    """What is held out; BivrecError unless it is the same in all Domains."""
+    first, *others = domains
+    for domain in others:
+        if domain.info.protocol != first.info.protocol:
+            raise BivrecError(
+                f"{domain.location}: its protocol is {domain.info.protocol}, that of {first.location} is "
+                f"{first.info.protocol}; prepare both with the same kind of --split"
+            )
+    return first.info.protocol
+
+
+def _read(domains: Sequence[Domain], protocol: str) -> RawData:
     users, items, timestamps, splits, user_ids, catalogues = [], [], [], [], [], []
     first_user = first_item = 0
     for domain in domains:
-        for place, split in enumerate(SPLITS):
-            part = domain.sequences(split)
+        # Under leave-one-out the users of `train` are all users.
+        for place, split in enumerate(SPLITS[:1] if protocol == LEAVE_ONE_OUT else SPLITS):
+            part = users_of_split(domain, split)
             users.append(np.repeat(np.arange(first_user, first_user + len(part), dtype=np.int32), part.lengths))
             items.append(part.items + np.int32(first_item - 1))
             timestamps.append(part.timestamps)
@@ -80,7 +97,7 @@ def _read(domains: Sequence[Domain]) -> RawData:
         item_ids=catalogue["item_id"].combine_chunks(),
         source={"reader": "merge", "domains": {domain.name: domain.info.source for domain in domains}},
         catalogue=catalogue,
-        splits=np.concatenate(splits),
+        splits=None if protocol == LEAVE_ONE_OUT else np.concatenate(splits),
     )
 
 

@@ -27,7 +27,7 @@ def noisy_items(items: npt.NDArray[np.int32], num_items: int, fraction: float, s
 
 
 def noisy_copy(domain: Domain, path: Path, fraction: float, seed: int) -> Domain:
-    """A Domain whose training sequences are noisy and whose other users, items and features are those of `domain`.
+    """A Domain whose training sequences are noisy and whose other sequences, items and features are those of `domain`.
 
     Raises BivrecError if `path` exists, or `fraction` is not in 0..1.
     """

@@ -7,8 +7,8 @@ Rules, in this order:
 3. Rows that repeat user, item and timestamp are dropped; a later interaction with the same item is kept.
 4. Users and items with fewer than `k_core` interactions are dropped, again and again until none is left.
 5. The users that remain, sorted by id, are split 8:1:1, or by other shares, by a permutation of the seed, unless the
-   source splits them.
-6. Items without interactions are dropped; the rest are numbered by popularity among the training users.
+   source splits them; or the last interactions of each are held out (leave-one-out).
+6. Items without interactions are dropped; the rest are numbered by popularity in the training sequences.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.config import MODALITIES
-from bivrec.data.domain import FORMAT_VERSION, MARKS, SPLITS, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.domain import (
+    FORMAT_VERSION,
+    LEAVE_ONE_OUT,
+    MARKS,
+    SPLITS,
+    USER_SPLIT,
+    Domain,
+    DomainInfo,
+    Sequences,
+    write_domain,
+)
 from bivrec.data.images import find_images
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.errors import BivrecError
@@ -46,6 +56,8 @@ class _Log:
 Shares = tuple[int, int, int]
 """Parts of the users that are in each of SPLITS."""
 DEFAULT_SHARES: Shares = (8, 1, 1)
+FEWEST_TO_HOLD_OUT = 3
+"""Interactions of a user who is evaluated under leave-one-out: one to train on, and a target of validation and test."""
 
 
 def prepare(
@@ -55,35 +67,45 @@ def prepare(
     name: str | None = None,
     without: Domain | None = None,
     k_core: int = 5,
-    shares: Shares | None = None,
+    split: Shares | str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Domain:
     """Prepare `raw` by the rules of this module and write the Domain to `path`; `name` defaults to the folder's.
 
-    without: a Domain whose items (by id) are left out. shares: of the users; 8:1:1 unless the source splits them.
+    without: a Domain whose items (by id) are left out. split: shares of the users, 8:1:1 unless the source splits them;
+    or `leave-one-out`, which splits no users (see `DomainInfo.protocol`) and draws nothing.
     Raises BivrecError if nothing is left, if too few users are left to split, if they are to be split twice, or if the
-    source's own split leaves nobody to train on or to evaluate.
+    source's own split or leave-one-out leaves nobody to train on or to evaluate.
     """
     path = Path(path)
     if k_core < 0 or seed < 0:
         raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
     check_new_folder(path, overwrite, marks=MARKS)
-    if shares and raw.splits is not None:
+    if isinstance(split, str) and split != LEAVE_ONE_OUT:
+        raise BivrecError(f"split '{split}': expected shares of the users, such as 8:1:1, or {LEAVE_ONE_OUT}")
+    if split and raw.splits is not None:
         raise BivrecError("the split column splits the users already; leave --split or --split-column out")
     if not len(raw.users):
         raise BivrecError(f"{_file_names(raw)}: there are no interactions; check what was given")
     user_order, user_rank = _by_id(raw.user_ids)
     log, dropped = _filter(_in_time_order(raw, user_rank), k_core, _shared_items(raw, without))
-    if raw.splits is None:
-        shares = shares or DEFAULT_SHARES
-        user_split = _split(log, len(user_order), shares, seed, k_core)
+    lengths = np.bincount(log.users, minlength=len(user_order))
+    shares = None
+    if isinstance(split, str):
+        kept = _leave_one_out(lengths, k_core)
+    elif raw.splits is None:
+        shares = split or DEFAULT_SHARES
+        kept = _split(lengths, shares, seed, k_core)
     else:
-        user_split = _given_split(log, raw.splits[user_order], k_core)
-    item_index, item_codes = _popularity_index(log, user_split, raw.item_ids)
+        kept = _given_split(lengths, raw.splits[user_order], k_core)
+    item_index, item_codes = _popularity_index(log, _first(kept[0], lengths), raw.item_ids)
     items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
-    sequences = {split: _sequences(log, user_split == k, item_index, user_ids) for k, split in enumerate(SPLITS)}
+    sequences = {
+        name: _sequences(log.where(_first(part, lengths)), part, item_index, user_ids)
+        for name, part in zip(SPLITS, kept, strict=True)
+    }
     info = DomainInfo(
         format_version=FORMAT_VERSION,
         name=name or path.resolve().name,
@@ -96,8 +118,8 @@ def prepare(
         seed=seed,
         k_core=k_core,
         num_items=len(items),
-        users={split: len(part) for split, part in sequences.items()},
-        interactions={split: len(part.items) for split, part in sequences.items()},
+        users={name: len(part) for name, part in sequences.items()},
+        interactions={name: len(part.items) for name, part in sequences.items()},
         dropped={
             **raw.dropped,
             **dropped,
@@ -108,6 +130,7 @@ def prepare(
         missing={name: items[name].null_count for name in MODALITIES},
         features={},
         files={},
+        protocol=LEAVE_ONE_OUT if isinstance(split, str) else USER_SPLIT,
     )
     with new_folder(path, overwrite, marks=MARKS) as staging:
         write_domain(staging, info, sequences, items)
@@ -196,17 +219,24 @@ def _repeated(log: _Log) -> np.ndarray:
     return repeated
 
 
-def _given_split(log: _Log, given: np.ndarray, k_core: int) -> np.ndarray:
-    """Int8 [users]: position in SPLITS, -1 for users without interactions, as the source gives it."""
-    lengths = np.bincount(log.users, minlength=len(given))
-    split = np.where(lengths > 0, given, np.int8(-1))
+def _given_split(lengths: np.ndarray, given: np.ndarray, k_core: int) -> np.ndarray:
+    """Int64 [splits, users]: of how many interactions, from the first, each split has of a user, as the source says.
+
+    lengths: int64 [users], interactions of each.
+    """
+    kept = _whole(lengths, given)
     # Of a user who is evaluated, one interaction at least is the history and one the target.
-    for place, (name, fewest) in enumerate(zip(SPLITS, (1, 2, 2), strict=True)):
-        if not (lengths[split == place] >= fewest).any():
+    for name, part, fewest in zip(SPLITS, kept, (1, 2, 2), strict=True):
+        if not (part >= fewest).any():
             enough = " with 2 interactions or more" if fewest == 2 else ""
             advice = ", or lower --k-core" if k_core > 1 else ""
             raise BivrecError(f"no {name} users{enough} are left; check the split column{advice}")
-    return split
+    return kept
+
+
+def _whole(lengths: np.ndarray, user_split: np.ndarray) -> np.ndarray:
+    """The same of users who are in one split, given by its position in SPLITS."""
+    return np.where(user_split == np.arange(len(SPLITS))[:, None], lengths, 0)
 
 
 def _file_names(raw: RawData) -> str:
@@ -215,29 +245,51 @@ def _file_names(raw: RawData) -> str:
     return names if isinstance(names, str) else ", ".join(names)
 
 
-def _split(log: _Log, num_users: int, shares: Shares, seed: int, k_core: int) -> np.ndarray:
+def _split(lengths: np.ndarray, shares: Shares, seed: int, k_core: int) -> np.ndarray:
     """The same by shares of the users."""
-    split = np.full(num_users, -1, np.int8)
-    users = np.flatnonzero(np.bincount(log.users, minlength=num_users))
+    split = np.zeros(len(lengths), np.int8)
+    users = np.flatnonzero(lengths)
     validation, test = (max(1, len(users) * share // sum(shares)) for share in shares[1:])
     if len(users) <= validation + test:
-        advice = "prepare more data, or lower --k-core" if k_core > 1 else "prepare more data"
-        raise BivrecError(f"{len(users)} users are left, too few to split {_ratio(shares)}; {advice}")
+        raise BivrecError(f"{len(users)} users are left, too few to split {_ratio(shares)}; {_more_data(k_core)}")
     shuffled = np.random.default_rng(seed).permutation(users)
-    split[shuffled] = 0
     split[shuffled[-validation - test : -test]] = 1
     split[shuffled[-test:]] = 2
-    return split
+    return _whole(lengths, split)
+
+
+def _leave_one_out(lengths: np.ndarray, k_core: int) -> np.ndarray:
+    """The same if the last interaction is the test target and the one before it the validation target."""
+    # Something must be left to train on.
+    evaluated = lengths >= FEWEST_TO_HOLD_OUT
+    if not evaluated.any():
+        raise BivrecError(
+            f"no user with {FEWEST_TO_HOLD_OUT} interactions or more is left, as leave-one-out needs; "
+            f"{_more_data(k_core)}"
+        )
+    return np.stack([lengths - 2 * evaluated, (lengths - 1) * evaluated, lengths * evaluated])
+
+
+def _more_data(k_core: int) -> str:
+    return "prepare more data, or lower --k-core" if k_core > 1 else "prepare more data"
+
+
+def _first(kept: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Bool [interactions], sorted by user: the first `kept` of each user's."""
+    return np.repeat(np.tile([True, False], len(kept)), np.stack([kept, lengths - kept], axis=1).ravel())
 
 
 def _ratio(shares: Shares) -> str:
     return ":".join(map(str, shares))
 
 
-def _popularity_index(log: _Log, user_split: np.ndarray, item_ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Item index (1..V) by code, 0 for items without interactions; and the codes in the order of the index."""
+def _popularity_index(log: _Log, trained: np.ndarray, item_ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Item index (1..V) by code, 0 for items without interactions; and the codes in the order of the index.
+
+    trained: bool [interactions], those of the training sequences.
+    """
     occurs = np.bincount(log.items, minlength=len(item_ids)) > 0
-    popularity = np.bincount(log.items[user_split[log.users] == 0], minlength=len(item_ids))
+    popularity = np.bincount(log.items[trained], minlength=len(item_ids))
     _, id_rank = _by_id(item_ids)
     order = np.lexsort((id_rank, -popularity))
     codes = order[occurs[order]]
@@ -246,14 +298,14 @@ def _popularity_index(log: _Log, user_split: np.ndarray, item_ids: pa.StringArra
     return index, codes
 
 
-def _sequences(log: _Log, of_split: np.ndarray, item_index: np.ndarray, user_ids: pa.StringArray) -> Sequences:
-    part = log.where(of_split[log.users])
-    lengths = np.bincount(part.users, minlength=len(of_split))[of_split]
+def _sequences(part: _Log, lengths: np.ndarray, item_index: np.ndarray, user_ids: pa.StringArray) -> Sequences:
+    """lengths: int64 [users], interactions of each in this part of the log."""
+    present = lengths > 0
     return Sequences(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(lengths[present])]).astype(np.int64),
         items=item_index[part.items],
         timestamps=part.timestamps,
-        user_ids=user_ids.filter(pa.array(of_split)).to_pylist(),
+        user_ids=user_ids.filter(pa.array(present)).to_pylist(),
     )
 
 

@@ -1,6 +1,10 @@
-"""Whom the evaluation asks, and for what: ComiRec's strong generalisation (Cen et al., KDD 2020).
+"""Whom the evaluation asks, and for what; the protocol is the Domain's (see `DomainInfo`).
 
-The users of a split were never trained on. The first 80 % of a user's sequence is the history, the rest is the target.
+user-split: ComiRec's strong generalisation (Cen et al., KDD 2020). The users of validation and test were never trained
+on. The first 80 % of a user's sequence is the history, the rest is the target.
+leave-one-out: that of SASRec (Kang & McAuley, ICDM 2018) and its successors. The last interaction of a user is the test
+target, the one before it the validation target, and all before these two is trained on. The history is all that was
+before the target.
 """
 
 from __future__ import annotations
@@ -38,19 +42,19 @@ class EvaluationUsers:
 
     @classmethod
     def from_sequences(cls, sequences: Sequences) -> EvaluationUsers:
-        """Cut each sequence of L items after int(0.8 L): that many are history, the rest (at least one) are targets.
+        """Cut each sequence of L items: after int(0.8 L), so that one target is left at least, or before the last item.
 
-        Users with fewer than 2 items are left out and counted in `skipped`.
+        The latter under leave-one-out. Users with fewer than 2 items are left out and counted in `skipped`.
         """
         offsets = np.asarray(sequences.offsets, dtype=np.int64)
         lengths = np.diff(offsets)
         rows = np.flatnonzero(lengths >= 2)
-        starts = offsets[rows]
+        starts, ends = offsets[rows], offsets[rows + 1]
         return cls(
             items=sequences.items,
             starts=starts,
-            cuts=starts + lengths[rows] * 4 // 5,
-            ends=offsets[rows + 1],
+            cuts=ends - 1 if sequences.leave_one_out else starts + lengths[rows] * 4 // 5,
+            ends=ends,
             user_ids=UserIds(sequences.user_ids, rows),
             skipped=len(lengths) - len(rows),
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
-from bivrec.data.domain import CATALOGUE_FILE, Domain, FeatureSpec
+from bivrec.data.domain import CATALOGUE_FILE, USER_SPLIT, Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
@@ -60,6 +60,7 @@ class Run:
         self.feature_specs = {name: FeatureSpec(**spec) for name, spec in info.features.items()}
         """Specification of the features that the multimodal view reads, by modality."""
         self._catalogue = str(info.domain["catalogue"])
+        self._protocol = str(info.domain.get("protocol", USER_SPLIT))
         self._counts = {
             name: {split: int(count) for split, count in info.domain[name].items()}
             for name in ("users", "interactions")
@@ -104,7 +105,8 @@ class Run:
         return domain
 
     def check_domain(self, domain: Domain) -> None:
-        """Raise BivrecError unless a Domain has the catalogue of the training, and as many users and interactions."""
+        """Raise BivrecError unless a Domain has the catalogue and protocol of the training, and as many users and
+        interactions."""
         record = domain_record(domain)
         if record["catalogue"] != self._catalogue:
             raise BivrecError(
@@ -112,6 +114,11 @@ class Run:
                 f"not on those of {domain.location}; to use its tower there, give --zero-shot"
             )
         # The same items may have other splits, in which users of the training are asked as if they were unknown.
+        if record["protocol"] != self._protocol:
+            raise BivrecError(
+                f"{domain.location}: was prepared anew since the training of {self.path}: {record['protocol']} now, "
+                f"{self._protocol} then; prepare it as it was, or train again"
+            )
         for name, before in self._counts.items():
             if record[name] != before:
                 raise BivrecError(
@@ -178,6 +185,7 @@ def domain_record(domain: Domain) -> dict[str, Any]:
         "path": str(domain.path.resolve()) if domain.repository is None else domain.location,
         "catalogue": domain.info.files[CATALOGUE_FILE].sha256,
         "num_items": domain.num_items,
+        "protocol": domain.info.protocol,
         "users": domain.info.users,
         "interactions": domain.info.interactions,
     }
