@@ -86,11 +86,37 @@ def test_leaving_out_what_is_no_domain(run, tmp_path):
     assert result.output.startswith(f"Error: --without {tmp_path}: not a Domain (no domain.json)")
 
 
-@pytest.mark.parametrize("split", ["8:1", "8:1:0", "8:1:x", "0.8:0.1:0.1"])
+def test_leave_one_out_counts_nobody_twice(run, interactions_csv, tmp_path):
+    options = ("--interactions", interactions_csv, "--split", "leave-one-out")
+    result = run("tables", *options, "--to", tmp_path / "shop")
+    assert result.exit_code == 0, result.output
+    assert Domain.open(tmp_path / "shop").info.users == dict.fromkeys(("train", "validation", "test"), 10)
+    lines = [line.split() for line in result.output.splitlines()]
+    assert lines[0][-1] == "leave-one-out"
+    assert ["train", "10", "users", "30", "interactions"] in lines
+    assert ["test", "10", "users", "50", "interactions"] in lines
+    assert "all 10 users 50 interactions, each counted once" in [" ".join(line) for line in lines]
+    assert "5 items, density 100.0000%" in result.output
+
+
+def test_leave_one_out_needs_no_split_column(run, interactions_csv, tmp_path):
+    rows = interactions_csv.read_text().splitlines()
+    parts = ["train"] * 20 + ["validation"] * 15 + ["test"] * 15
+    table = "\n".join(f"{row},{part}" for row, part in zip(rows, ["part", *parts], strict=True))
+    (tmp_path / "t.csv").write_text(table)
+    options = ("--interactions", tmp_path / "t.csv", "--split-column", "part")
+    result = run("tables", *options, "--split", "leave-one-out", "--to", tmp_path / "d")
+    assert (result.exit_code, result.output) == (
+        1, "Error: the split column splits the users already; leave --split or --split-column out\n",
+    )  # fmt: skip
+    assert run("tables", *options, "--to", tmp_path / "d").exit_code == 0
+
+
+@pytest.mark.parametrize("split", ["8:1", "8:1:0", "8:1:x", "0.8:0.1:0.1", "leave-two-out", ""])
 def test_shares_are_three_whole_numbers(run, interactions_csv, tmp_path, split):
     result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", "--split", split)
     assert result.exit_code == 2
-    assert f"{split}: expected three whole numbers above 0, such as 8:1:1" in result.output
+    assert f"{split}: expected three whole numbers above 0, such as 8:1:1, or leave-one-out" in result.output
 
 
 def test_amazon(run, tmp_path):

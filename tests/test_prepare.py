@@ -17,10 +17,10 @@ def raw_data(rows, **others):
     return RawData(users, items, timestamps, user_ids, item_ids, {"reader": "test"}, **others)
 
 
-def histories(domain):
+def histories(domain, splits=SPLITS):
     """User id -> item ids in the order of time."""
     ids = np.array(["", *domain.item_ids()])
-    parts = [domain.sequences(split) for split in SPLITS]
+    parts = [domain.sequences(split) for split in splits]
     return {user: ids[part[row]].tolist() for part in parts for row, user in enumerate(part.user_ids)}
 
 
@@ -109,6 +109,76 @@ def test_a_given_split_takes_no_shares(tmp_path):
     assert "split" not in prepare(raw, tmp_path / "d", k_core=0).info.source
     with pytest.raises(BivrecError, match="leave --split or --split-column out"):
         prepare(raw, tmp_path / "other", k_core=0, split=(8, 1, 1))
+
+
+def test_leave_one_out_is_that_of_a_slow_loop(tmp_path):
+    rows = random_rows(users=90, count=260)
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=0, split="leave-one-out")
+    expected = {split: {} for split in SPLITS}
+    for user in {row[0] for row in rows}:
+        own = sorted(dict.fromkeys(row for row in rows if row[0] == user), key=lambda row: row[2])
+        items = [item for _, item, _ in own]
+        if len(items) < 3:
+            expected["train"][user] = items
+        else:
+            expected["test"][user], expected["validation"][user] = items, items[:-1]
+            expected["train"][user] = items[:-2]
+    # Among the users are some with 1, 2 and 3 interactions.
+    assert {len(items) for items in expected["train"].values()} >= {1, 2, 3}
+    assert {len(items) for items in expected["test"].values()} >= {3, 4}
+    assert 0 < len(expected["test"]) < len(expected["train"])
+    for split in SPLITS:
+        assert histories(domain, [split]) == expected[split]
+        assert list(domain.sequences(split).user_ids) == sorted(expected[split])
+        assert domain.sequences(split).leave_one_out
+    assert domain.info.protocol == "leave-one-out"
+    assert domain.info.users == {split: len(expected[split]) for split in SPLITS}
+    assert domain.info.num_users == len({row[0] for row in rows})
+    assert domain.info.num_interactions == len(set(rows))
+    for split in ("train", "test"):
+        part = domain.sequences(split)
+        times = {user: sorted(row[2] for row in set(rows) if row[0] == user) for user in part.user_ids}
+        for place, user in enumerate(part.user_ids):
+            own = part.timestamps[part.offsets[place] : part.offsets[place + 1]]
+            assert own.tolist() == times[user][: len(own)]
+
+
+def test_what_is_held_out_adds_no_popularity_but_stays_in_the_catalogue(tmp_path):
+    rows = [(user, item, time) for user in "ab" for time, item in enumerate(["y", "x", "late"])]
+    rows += [("c", "y", 0), ("c", "x", 1), ("d", "a", 0), ("d", "b", 1), ("d", "c", 2), ("d", "last", 3)]
+    domain = prepare(raw_data(rows), tmp_path / "d", k_core=0, split="leave-one-out")
+    # In training: y thrice, a, b and x once.
+    assert domain.item_ids() == ["y", "a", "b", "x", "c", "last", "late"]
+
+
+def test_leave_one_out_draws_nothing(tmp_path):
+    rows = random_rows(users=90, count=260)
+    sums = []
+    for name, order, seed in (("first", 1, 0), ("second", 1, 7), ("shuffled", -1, 0)):
+        # By user backwards: within a user, ties keep the order of the file.
+        given = [row for user in sorted({row[0] for row in rows})[::order] for row in rows if row[0] == user]
+        path = prepare(raw_data(given), tmp_path / name, k_core=2, split="leave-one-out", seed=seed).path
+        sums.append([sha256(path / f"{part}/data-00000-of-00001.arrow")
+                     for part in ("items", *(f"sequences/{split}" for split in SPLITS))])  # fmt: skip
+    assert sums[0] == sums[1] == sums[2]
+
+
+def test_leave_one_out_needs_a_user_with_three_interactions(tmp_path):
+    rows = [(user, item, time) for user in "abcdefghijkl" for time, item in enumerate("xy")]
+    for k_core, advice in ((0, "prepare more data$"), (2, "lower --k-core$")):
+        with pytest.raises(BivrecError, match=rf"no user with 3 interactions or more is left, .*; .*{advice}"):
+            prepare(raw_data(rows), tmp_path / "d", k_core=k_core, split="leave-one-out")
+    assert not (tmp_path / "d").exists()
+    one = prepare(raw_data([*rows, ("a", "z", 9)]), tmp_path / "d", k_core=0, split="leave-one-out")
+    assert one.info.users == {"train": 12, "validation": 1, "test": 1}
+
+
+def test_splits_that_cannot_be(tmp_path):
+    with pytest.raises(BivrecError, match="split 'leave-two-out': expected shares of the users, such as 8:1:1, or "):
+        prepare(raw_data(random_rows()), tmp_path / "d", split="leave-two-out")
+    raw = raw_data(random_rows(users=6), splits=np.array([0, 1, 2, 2, 0, 0], np.int8))
+    with pytest.raises(BivrecError, match="leave --split or --split-column out"):
+        prepare(raw, tmp_path / "d", k_core=0, split="leave-one-out")
 
 
 def test_items_of_another_domain_are_left_out_before_the_core(tmp_path):

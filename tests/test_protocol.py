@@ -6,10 +6,11 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 
 
-def sequences_of(*rows):
+def sequences_of(*rows, leave_one_out=False):
     items = np.array([item for row in rows for item in row], np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return Sequences(offsets, items, np.zeros(len(items), np.int64), [f"user{row}" for row in range(len(rows))])
+    ids = [f"user{row}" for row in range(len(rows))]
+    return Sequences(offsets, items, np.zeros(len(items), np.int64), ids, leave_one_out)
 
 
 @pytest.fixture
@@ -36,6 +37,19 @@ def test_the_cut_is_comirecs():
     assert (users.cuts - users.starts).tolist() == [int(length * 0.8) for length in lengths]
     assert (users.starts < users.cuts).all()
     assert (users.cuts < users.ends).all()
+
+
+def test_leave_one_out_asks_for_the_last_item():
+    rows = [range(1, length + 1) for length in (*range(8), 50)]
+    users = EvaluationUsers.from_sequences(sequences_of(*rows, leave_one_out=True))
+    assert users.skipped == 2
+    assert users.user_ids == [f"user{row}" for row in range(2, 9)]
+    offsets, targets = users.targets()
+    assert offsets.tolist() == list(range(8))
+    assert targets.tolist() == [2, 3, 4, 5, 6, 7, 50]
+    assert users.histories(0, 2).tolist() == [[0, 1], [1, 2]]
+    assert users.seen(6, 7).tolist() == [list(range(1, 50))]
+    assert users.cold_start(1).histories(0, 7).tolist() == [[1], [2], [3], [4], [5], [6], [49]]
 
 
 def test_users_without_history_or_target_are_skipped_and_counted(users):
