@@ -51,8 +51,8 @@ def _domain_options(command: Command) -> Command:
         overwrite_option,
         click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the split of the users."),
         click.option("--split", callback=_split, metavar="TRAIN:VALIDATION:TEST|leave-one-out",
-                     help="Shares of the users; or hold out the last interaction of each user for the test and the one "
-                     "before it for validation.  [default: 8:1:1]"),
+                     help="Shares of the users. leave-one-out splits none: the last interaction of each is the test "
+                     "target, the one before it the validation target.  [default: 8:1:1]"),
         click.option("--k-core", default=5, type=click.IntRange(0),
                      help="Fewest interactions of every user and item that is kept (0: keep all)."),
         click.option("--without", type=DOMAIN, callback=_open_domain,

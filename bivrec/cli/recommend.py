@@ -33,7 +33,7 @@ RECENT = 10
 @click.option("--to", type=FOLDER, metavar="FILE", help="File to write: .parquet, .csv or .jsonl.")
 @click.option("--user", "user_ids", metavar="ID", multiple=True,
               help="Only this user, of whatever split; repeatable. Without --to, the list is printed.")  # fmt: skip
-@click.option("--split", type=click.Choice(SPLIT_CHOICES), help="Users of DOMAIN.  [default: test]")
+@click.option("--split", type=click.Choice(SPLIT_CHOICES), help="Users of DOMAIN, whole sequences.  [default: test]")
 @click.option("--history", type=FOLDER, metavar="FILE",
               help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
 @click.option("--user-column", default="user_id", help="User ids, in the history.")

@@ -99,11 +99,11 @@ def prepare(
         kept = _split(lengths, shares, seed, k_core)
     else:
         kept = _given_split(lengths, raw.splits[user_order], k_core)
-    item_index, item_codes = _popularity_index(log, _first(kept[0], lengths), raw.item_ids)
+    item_index, item_codes = _popularity_index(log, _first(log, kept[0], lengths), raw.item_ids)
     items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
     sequences = {
-        name: _sequences(log.where(_first(part, lengths)), part, item_index, user_ids)
+        name: _sequences(log.where(_first(log, part, lengths)), part, item_index, user_ids)
         for name, part in zip(SPLITS, kept, strict=True)
     }
     info = DomainInfo(
@@ -274,9 +274,14 @@ def _more_data(k_core: int) -> str:
     return "prepare more data, or lower --k-core" if k_core > 1 else "prepare more data"
 
 
-def _first(kept: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Bool [interactions], sorted by user: the first `kept` of each user's."""
-    return np.repeat(np.tile([True, False], len(kept)), np.stack([kept, lengths - kept], axis=1).ravel())
+def _first(log: _Log, kept: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Bool [interactions]: the first `kept` of each user's `lengths`, which are none or all but a few."""
+    first: np.ndarray = (kept > 0)[log.users]
+    held_out = np.where(kept > 0, lengths - kept, 0)
+    ends = np.cumsum(lengths)
+    for place in range(1, int(held_out.max()) + 1):
+        first[ends[held_out >= place] - place] = False
+    return first
 
 
 def _ratio(shares: Shares) -> str:

@@ -25,7 +25,7 @@ class Columns:
     item: str = "item_id"
     timestamp: str = "timestamp"
     split: str | None = None
-    """Column that assigns every user to train, validation or test; None: split by the seed."""
+    """Column that assigns every user to train, validation or test; None: `prepare` splits."""
     title: str | None = None
     """None: `title`, if there is one; likewise `text` and `image`."""
     text: str | None = None
