@@ -25,7 +25,7 @@ from bivrec.data.domain import Domain
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.errors import BivrecError
-from bivrec.features.encode import encode_texts
+from bivrec.features.encode import encode_texts, store
 from bivrec.features.text import TransformersTextEncoder
 
 BATCH_SIZE, MAX_TOKENS = 64, 64
@@ -91,7 +91,7 @@ def main(model: str | None, items: int, rounds: int, small: bool, json_path: Pat
         texts = domain.item_table()["text"][:]
         systems = {
             "plain loop": lambda _: plain_loop(network, tokenizer, texts),
-            "bivrec": lambda _: encode_texts(Domain.open(domain.path), encoder, batch_size=BATCH_SIZE),
+            "bivrec": lambda _: store(domain, encode_texts(domain, encoder, batch_size=BATCH_SIZE)),
         }
         seconds = alternate(systems, rounds)
     rows = [

@@ -46,9 +46,11 @@ def with_features_of(domain: Domain, config: Config) -> tuple[Config, dict[str, 
     modalities = config.model.modalities or tuple(name for name in MODALITIES if name in domain.info.features)
     absent = [name for name in modalities if name not in domain.info.features] or ([] if modalities else ["item"])
     if absent:
+        # Without options, encode would also make those that are there.
+        options = "".join(f" --{name} ENCODER" for name in absent) if domain.info.features else ""
         raise BivrecError(
             f"{domain.location}: no {' and '.join(absent)} features for the multimodal view; run `bivrec encode "
-            f"{domain.location}`, or train the ID view alone with --views id"
+            f"{domain.location}{options}`, or train the ID view alone with --views id"
         )
     model = dataclasses.replace(config.model, modalities=modalities)
     return dataclasses.replace(config, model=model), {name: domain.info.features[name] for name in modalities}

@@ -17,7 +17,7 @@ from bivrec.cli import main
 from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
-from bivrec.features.encode import encode_images, encode_texts
+from bivrec.features.encode import encode_images, encode_texts, store
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder
 from bivrec.features.whitening import SHRINKAGE
@@ -128,9 +128,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def encode(domain: Domain, *, whitening: float | None = SHRINKAGE) -> Domain:
     """Both modalities with the built-in encoders."""
-    encode_texts(domain, HashingTextEncoder(), whitening=whitening)
-    encode_images(Domain.open(domain.path), DescriptorImageEncoder(), whitening=whitening)
-    return Domain.open(domain.path)
+    texts = encode_texts(domain, HashingTextEncoder(), whitening=whitening)
+    return store(domain, texts, encode_images(domain, DescriptorImageEncoder(), whitening=whitening))
 
 
 def succeed(*arguments: object) -> str:

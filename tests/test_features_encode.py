@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
-from bivrec.features.encode import encode_images, encode_texts, store_features
+from bivrec.features.encode import check_absent, encode_images, encode_texts, features_of_file, store
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 from bivrec.features.whitening import SHRINKAGE
@@ -37,10 +37,10 @@ def stored(domain, modality):
 
 def test_items_without_text_get_zeros_and_are_counted(tmp_path):
     domain = make_domain(tmp_path / "d", ["red lamp", None, "  ", "blue chair"], title=[None, "green box", "", "x"])
-    report = encode_texts(domain, HashingTextEncoder())
-    domain = Domain.open(domain.path)
+    encoded = encode_texts(domain, HashingTextEncoder())
+    domain = store(domain, encoded)
     rows = domain.features(("text",))
-    assert (report.items, report.encoded, domain.info.missing["text"]) == (4, 3, 1)
+    assert (encoded.encoded, domain.info.missing["text"]) == (3, 1)
     assert domain.has_modality("text").tolist() == [False, True, True, False, True]
     torch.testing.assert_close(rows[[1, 2, 4]], HashingTextEncoder()(["red lamp", "green box", "blue chair"]))
     assert rows[[0, 3]].abs().max() == 0
@@ -51,19 +51,20 @@ def test_order_of_rows_is_that_of_the_items(tmp_path):
     inputs = texts(50)
     encoder = TransformersTextEncoder(str(save_bert(tmp_path / "bert")))
     domain = make_domain(tmp_path / "d", inputs)
-    encode_texts(domain, encoder, batch_size=7)
+    store(domain, encode_texts(domain, encoder, batch_size=7))
     torch.testing.assert_close(stored(domain, "text")[1:], encoder(inputs), atol=1e-5, rtol=1e-4)
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
     domain = make_domain(tmp_path / "d", texts(200))
     shutil.copytree(domain.path, tmp_path / "whole")
-    encode_texts(Domain.open(tmp_path / "whole"), HashingTextEncoder(), batch_size=4, whitening=SHRINKAGE)
+    whole = Domain.open(tmp_path / "whole")
+    store(whole, encode_texts(whole, HashingTextEncoder(), batch_size=4, whitening=SHRINKAGE))
     with pytest.raises(KeyboardInterrupt):
         encode_texts(domain, Interrupted(40), batch_size=4, whitening=SHRINKAGE)
     assert not (domain.path / FEATURES).exists()
     rest = Interrupted(50 - 32)
-    encode_texts(Domain.open(domain.path), rest, batch_size=4, whitening=SHRINKAGE)
+    store(domain, encode_texts(domain, rest, batch_size=4, whitening=SHRINKAGE))
     assert rest.calls == 0
     assert (domain.path / FEATURES).read_bytes() == (tmp_path / "whole" / FEATURES).read_bytes()
     assert not list(domain.path.glob(".*"))
@@ -73,15 +74,14 @@ def test_parts_of_another_encoder_are_not_used(tmp_path):
     domain = make_domain(tmp_path / "d", texts(200))
     with pytest.raises(KeyboardInterrupt):
         encode_texts(domain, Interrupted(40), batch_size=4)
-    encode_texts(domain, HashingTextEncoder(32), batch_size=4)
-    torch.testing.assert_close(Domain.open(domain.path).features(("text",))[1:], HashingTextEncoder(32)(texts(200)))
+    stored = store(domain, encode_texts(domain, HashingTextEncoder(32), batch_size=4))
+    torch.testing.assert_close(stored.features(("text",))[1:], HashingTextEncoder(32)(texts(200)))
 
 
 def test_whitening_is_fit_on_the_items_that_have_the_modality(tmp_path):
     inputs = [None if row % 5 == 0 else text for row, text in enumerate(texts(600))]
     domain = make_domain(tmp_path / "d", inputs)
-    encode_texts(domain, HashingTextEncoder(8), whitening=1e-3)
-    domain = Domain.open(domain.path)
+    domain = store(domain, encode_texts(domain, HashingTextEncoder(8), whitening=1e-3))
     rows, has = stored(domain, "text"), domain.has_modality("text")
     torch.testing.assert_close(rows[has].T.cov(), torch.eye(8), atol=0.05, rtol=0)
     assert rows[~has].abs().max() == 0
@@ -90,7 +90,8 @@ def test_whitening_is_fit_on_the_items_that_have_the_modality(tmp_path):
 
 def test_half_precision(tmp_path):
     for name in ("half", "full"):
-        encode_texts(make_domain(tmp_path / name, texts(50)), HashingTextEncoder(), half=name == "half")
+        domain = make_domain(tmp_path / name, texts(50))
+        store(domain, encode_texts(domain, HashingTextEncoder(), half=name == "half"))
     half, full = (Domain.open(tmp_path / name) for name in ("half", "full"))
     assert (half.path / FEATURES).stat().st_size < 0.6 * (full.path / FEATURES).stat().st_size
     assert half.features(("text",)).dtype == torch.float32
@@ -101,10 +102,9 @@ def test_images_that_cannot_be_read_count_as_missing(tmp_path):
     names = save_pictures(tmp_path / "pictures", 4)
     (tmp_path / "pictures" / names[1]).write_bytes(b"damaged")
     domain = make_domain(tmp_path / "d", texts(6), [*names, None, "absent.png"], images=tmp_path / "pictures")
-    encode_texts(domain, HashingTextEncoder())
-    report = encode_images(Domain.open(domain.path), DescriptorImageEncoder(), batch_size=1)
-    domain = Domain.open(domain.path)
-    assert report.unreadable == ("1.png", "absent.png")
+    images = encode_images(domain, DescriptorImageEncoder(), batch_size=1)
+    domain = store(domain, encode_texts(domain, HashingTextEncoder()), images)
+    assert images.unreadable == ("1.png", "absent.png")
     assert domain.info.missing == {"text": 0, "image": 3}
     assert domain.has_modality("image").tolist() == [False, True, False, True, True, False, False]
     assert domain.features(("text", "image")).shape == (7, 256 + 240)
@@ -129,13 +129,14 @@ def test_features_computed_elsewhere(tmp_path):
     path, ids = tmp_path / "f.npy", tmp_path / "ids.txt"
     np.save(path, np.arange(6.0).reshape(2, 3))
     ids.write_text("item000002\nelsewhere\n")
-    report = store_features(domain, "image", path, ids=ids, encoder="resnet-152")
-    assert (report.encoded, report.unused) == (1, 1)
+    encoded = features_of_file(domain, "image", path, ids=ids, encoder="resnet-152")
+    assert (encoded.encoded, encoded.unused) == (1, 1)
+    domain = store(domain, encoded)
     assert stored(domain, "image").tolist() == [[0] * 3, [0] * 3, [0] * 3, [0, 1, 2]]
-    assert Domain.open(domain.path).info.features["image"] == FeatureSpec("resnet-152", None, 3, "file", None)
+    assert domain.info.features["image"] == FeatureSpec("resnet-152", None, 3, "file", None)
     ids.write_text("x\ny\n")
     with pytest.raises(BivrecError, match="none of its 2 items is in"):
-        store_features(domain, "image", path, ids=ids)
+        features_of_file(domain, "image", path, ids=ids)
 
 
 def test_features_too_large_for_half_precision(tmp_path):
@@ -143,4 +144,25 @@ def test_features_too_large_for_half_precision(tmp_path):
     np.save(tmp_path / "f.npy", np.full((1, 3), 1e6))
     (tmp_path / "ids.txt").write_text("item000001\n")
     with pytest.raises(BivrecError, match="item index 2 are not finite; leave out --half"):
-        store_features(domain, "text", tmp_path / "f.npy", ids=tmp_path / "ids.txt", half=True)
+        features_of_file(domain, "text", tmp_path / "f.npy", ids=tmp_path / "ids.txt", half=True)
+
+
+def test_features_of_several_modalities_are_stored_together(tmp_path):
+    """What an interrupted command had done is there for the next, and nothing stands in its way."""
+    pictures = save_pictures(tmp_path / "pictures", 6)
+    domain = make_domain(tmp_path / "d", texts(6), pictures, images=tmp_path / "pictures")
+    encoded = encode_texts(domain, HashingTextEncoder(), batch_size=2)
+    check_absent(Domain.open(domain.path), ("text", "image"))
+    again = Interrupted(0)
+    store(domain, encode_texts(domain, again, batch_size=2), encode_images(domain, DescriptorImageEncoder()))
+    assert torch.equal(stored(domain, "text"), encoded.features)
+    assert not list(domain.path.glob(".*"))
+
+
+def test_features_that_are_there_already(tmp_path):
+    domain = make_domain(tmp_path / "d", texts(6))
+    domain = store(domain, encode_texts(domain, HashingTextEncoder(8)))
+    check_absent(domain, ("image",))
+    with pytest.raises(BivrecError) as fault:
+        check_absent(domain, ("text", "image"))
+    assert str(fault.value) == f"{domain.path} has text features already (hashing@1 (8-d, sum)); pass --overwrite"

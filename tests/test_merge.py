@@ -12,7 +12,7 @@ from bivrec.data.domain import SPLITS, Domain
 from bivrec.data.merge import merge
 from bivrec.domain_hub import preview
 from bivrec.errors import BivrecError
-from bivrec.features.encode import encode_texts
+from bivrec.features.encode import encode_texts, store
 from bivrec.features.text import HashingTextEncoder
 from bivrec.features.whitening import SHRINKAGE
 
@@ -68,7 +68,7 @@ def test_what_a_domain_lacks_its_items_lack(source: Domain, target: Domain, tmp_
     bare = copy(target, tmp_path / "bare")
     # What is forgotten is not kept when features are stored again.
     bare.info.features.clear()
-    encode_texts(bare, HashingTextEncoder(), whitening=SHRINKAGE)
+    store(bare, encode_texts(bare, HashingTextEncoder(), whitening=SHRINKAGE))
     half = merge([source, Domain.open(bare.path)], tmp_path / "half")
     assert half.info.missing["image"] == target.num_items
     has_image = half.has_modality("image")[1:].tolist()
@@ -103,7 +103,7 @@ def test_sources_with_paths_are_published_without(source: Domain, target: Domain
 
 def test_what_cannot_be_merged(source: Domain, target: Domain, tmp_path: Path) -> None:
     other = copy(target, tmp_path / "other")
-    encode_texts(other, HashingTextEncoder(), whitening=None)
+    store(other, encode_texts(other, HashingTextEncoder(), whitening=None))
     arguments = {
         "one Domain cannot be merged": ([source], tmp_path / "to"),
         "two Domains have the name target": ([source, target, copy(target, tmp_path / "copy")], tmp_path / "to"),

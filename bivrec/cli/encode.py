@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -11,7 +11,7 @@ from bivrec.cli.options import DOMAIN, refuse_unused
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
-    from bivrec.features.encode import EncodeReport
+    from bivrec.features.encode import Encoded, Encoder
 
 TEXT_ENCODER = "bert-base-uncased"
 IMAGE_ENCODER = "microsoft/resnet-50"
@@ -41,6 +41,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.option("--half", is_flag=True, help="Store float16.")
 @click.option("--device", help="Torch device; a GPU if there is one.", default=None)
+@click.option("--overwrite", is_flag=True, help="Replace features that DOMAIN has already.")
 def encode(
     domain: Path | str,
     text: str | None,
@@ -56,6 +57,7 @@ def encode(
     shrinkage: float | None,
     half: bool,
     device: str | None,
+    overwrite: bool,
 ) -> None:
     """Add frozen text and image features to DOMAIN.
 
@@ -66,9 +68,7 @@ def encode(
     data (10-byte id, 4096 float32).
     """
     from bivrec.data.domain import Domain
-    from bivrec.features.encode import encode_images, encode_texts, store_features
-    from bivrec.features.image import DescriptorImageEncoder, TransformersImageEncoder
-    from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
+    from bivrec.features.encode import check_absent, encode_images, encode_texts, features_of_file, store
 
     whitening = _whitening(whiten, shrinkage)
     if "" in (text, image):
@@ -85,25 +85,48 @@ def encode(
                 f"{domain}: its items have neither texts nor images; give --text-features or --image-features"
             )
     _refuse_unused(None if text_features else text, None if image_features else image, text_features, image_features)
+    if not overwrite:
+        given = {"text": text or text_features, "image": image or image_features}
+        check_absent(opened, [modality for modality, source in given.items() if source])
+    # Both before the first of them runs, which may take hours.
+    text_encoder = None if text_features or not text else _text_encoder(text, pooling, max_tokens, device)
+    image_encoder = None if image_features or not image else _image_encoder(image, device)
+    how = _How(whitening=whitening, half=half)
+    encoded = []
     if text_features:
-        _report(store_features(opened, "text", text_features, ids=ids, encoder=text, whitening=whitening, half=half))
-    elif text:
-        encoder = (
-            HashingTextEncoder()
-            if text == HashingTextEncoder.name
-            else TransformersTextEncoder(text, pooling=pooling, max_tokens=max_tokens, device=device)
-        )
-        _report(encode_texts(opened, encoder, whitening=whitening, half=half, batch_size=batch_size))
-    opened = Domain.open(domain)
+        encoded.append(features_of_file(opened, "text", text_features, ids=ids, encoder=text, **how))
+    elif text_encoder:
+        encoded.append(encode_texts(opened, text_encoder, batch_size=batch_size, **how))
     if image_features:
-        _report(store_features(opened, "image", image_features, ids=ids, encoder=image, whitening=whitening, half=half))
-    elif image:
-        pictures = (
-            DescriptorImageEncoder()
-            if image == DescriptorImageEncoder.name
-            else TransformersImageEncoder(image, device=device)
-        )
-        _report(encode_images(opened, pictures, images, whitening=whitening, half=half, batch_size=batch_size))
+        encoded.append(features_of_file(opened, "image", image_features, ids=ids, encoder=image, **how))
+    elif image_encoder:
+        encoded.append(encode_images(opened, image_encoder, images, batch_size=batch_size, **how))
+    store(opened, *encoded)
+    for modality in encoded:
+        _report(modality)
+
+
+class _How(TypedDict):
+    """What becomes of features before they are stored."""
+
+    whitening: float | None
+    half: bool
+
+
+def _text_encoder(source: str, pooling: str, max_tokens: int, device: str | None) -> Encoder:
+    from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
+
+    if source == HashingTextEncoder.name:
+        return HashingTextEncoder()
+    return TransformersTextEncoder(source, pooling=pooling, max_tokens=max_tokens, device=device)
+
+
+def _image_encoder(source: str, device: str | None) -> Encoder:
+    from bivrec.features.image import DescriptorImageEncoder, TransformersImageEncoder
+
+    if source == DescriptorImageEncoder.name:
+        return DescriptorImageEncoder()
+    return TransformersImageEncoder(source, device=device)
 
 
 def _refuse_unused(text: str | None, image: str | None, *files: Path | None) -> None:
@@ -131,11 +154,12 @@ def _whitening(whiten: bool, shrinkage: float | None) -> float | None:
     return SHRINKAGE if whiten and shrinkage is None else shrinkage
 
 
-def _report(report: EncodeReport) -> None:
+def _report(report: Encoded) -> None:
     from bivrec.features.contract import describe
 
+    items = len(report.present) - 1
     click.echo(
-        f"{report.modality}: {report.encoded} of {report.items} items, {report.items - report.encoded} missing; "
+        f"{report.modality}: {report.encoded} of {items} items, {items - report.encoded} missing; "
         f"{describe(report.spec)}"
     )
     if report.unreadable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def check_contract(
     ]
     if faults:
         differing = {name: spec for name, spec in expected.items() if not _agree(spec, actual.get(name))}
-        raise BivrecError(f"features differ: {'; '.join(faults)}; run `{encode_command(domain, differing)}`")
+        raise BivrecError(f"features differ: {'; '.join(faults)}; run `{encode_command(domain, differing, actual)}`")
 
 
 def describe(spec: FeatureSpec | None) -> str:
@@ -68,9 +69,16 @@ def describe(spec: FeatureSpec | None) -> str:
     return f"{spec.encoder}{revision} ({spec.dimension}-d, {spec.pooling}{tokens}{whitened})"
 
 
-def encode_command(domain: str | Path, specs: Mapping[str, FeatureSpec]) -> str:
-    """The `bivrec encode` commands, joined by `&&`, that make features of these specifications."""
-    return " && ".join(f"bivrec encode {domain} {_options(modality, spec)}" for modality, spec in specs.items())
+def encode_command(domain: str | Path, specs: Mapping[str, FeatureSpec], there: Mapping[str, FeatureSpec]) -> str:
+    """The `bivrec encode` commands, joined by `&&`, that make features of these specifications.
+
+    there: what the Domain has already; features of the same modality are replaced.
+    """
+    return " && ".join(
+        f"bivrec encode {shlex.quote(str(domain))} {_options(modality, spec)}"
+        + (" --overwrite" if modality in there else "")
+        for modality, spec in specs.items()
+    )
 
 
 def _options(modality: str, spec: FeatureSpec) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bivrec.data.domain import Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features import precomputed
+from bivrec.features.contract import describe
 from bivrec.features.image import ImageFiles
 from bivrec.features.whitening import whiten
 from bivrec.files import new_file, read_json, write_json
@@ -43,23 +44,30 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class EncodeReport:
-    """What became of one modality."""
+class Encoded:
+    """The features of one modality, to be stored with `store`."""
 
     modality: str
     spec: FeatureSpec
-    items: int
-    encoded: int
+    features: Tensor
+    """[V + 1, d]; row 0 is padding."""
+    present: Tensor
+    """Bool [V + 1]: which items have the modality."""
     unreadable: tuple[str, ...] = ()
     """Names of the images that are listed but missing or damaged."""
     unused: int = 0
     """Items of the feature file that the Domain does not have."""
 
+    @property
+    def encoded(self) -> int:
+        """Number of items that have the modality."""
+        return int(self.present.sum())
+
 
 def encode_texts(
     domain: Domain, encoder: Encoder, *, whitening: float | None = None, half: bool = False, batch_size: int = 64
-) -> EncodeReport:
-    """Store the text features of every item with a text (or else a title).
+) -> Encoded:
+    """The text features of every item with a text (or else a title).
 
     `whitening`: the shrinkage of `whitening.whiten`, fit on the items that have a text; None does not whiten. `half`:
     store float16.
@@ -74,8 +82,7 @@ def encode_texts(
     order = sorted(inputs, key=lambda row: (-len(inputs[row]), row))
     rows = [(row, inputs[row]) for row in order]
     features, present = _encode(domain, "text", encoder, rows, lambda text: text, batch_size)
-    spec = _store(domain, "text", features, present, encoder, whitening, half)
-    return EncodeReport("text", spec, domain.num_items, int(present.sum()))
+    return _finish(domain, "text", features, present, encoder, whitening, half)
 
 
 def encode_images(
@@ -86,8 +93,8 @@ def encode_images(
     whitening: float | None = None,
     half: bool = False,
     batch_size: int = 64,
-) -> EncodeReport:
-    """Store the image features of every item whose image can be read from `images` (default: the Domain's own source).
+) -> Encoded:
+    """The image features of every item whose image can be read from `images` (default: the Domain's own source).
 
     `images` is a folder or an uncompressed tar. Raises BivrecError if there is none, or if no image can be read.
     """
@@ -107,11 +114,11 @@ def encode_images(
         raise BivrecError(
             f"{source}: none of the {len(rows)} images can be read, first {unreadable[0]}; check --images"
         )
-    spec = _store(domain, "image", features, present, encoder, whitening, half)
-    return EncodeReport("image", spec, domain.num_items, int(present.sum()), unreadable)
+    encoded = _finish(domain, "image", features, present, encoder, whitening, half)
+    return replace(encoded, unreadable=unreadable)
 
 
-def store_features(
+def features_of_file(
     domain: Domain,
     modality: str,
     path: Path,
@@ -120,15 +127,37 @@ def store_features(
     encoder: str | None = None,
     whitening: float | None = None,
     half: bool = False,
-) -> EncodeReport:
-    """Store features computed elsewhere (formats: `precomputed.read_features`); `encoder` names what made them."""
+) -> Encoded:
+    """Features computed elsewhere (formats: `precomputed.read_features`); `encoder` names what made them."""
     features, present, unused = precomputed.read_features(path, domain.item_ids(), ids)
     if not present.any():
         raise BivrecError(f"{path}: none of its {unused} items is in {domain.path}; expected the Domain's item ids")
     name, revision = precomputed.file_identity(path, encoder)
     source = _FeatureFile(name, revision, precomputed.POOLING)
-    spec = _store(domain, modality, features, present, source, whitening, half)
-    return EncodeReport(modality, spec, domain.num_items, int(present.sum()), unused=unused)
+    return replace(_finish(domain, modality, features, present, source, whitening, half), unused=unused)
+
+
+def store(domain: Domain, *encoded: Encoded) -> Domain:
+    """Store the features of one or more modalities at once, in place of older ones of these; reopens the Domain.
+
+    What is encoded in one command is stored together, so that an interrupted one leaves its parts and nothing else.
+    """
+    reopened = domain.with_features(
+        {one.modality: one.features for one in encoded},
+        {one.modality: one.present for one in encoded},
+        {one.modality: one.spec for one in encoded},
+    )
+    for one in encoded:
+        shutil.rmtree(_parts_folder(domain, one.modality), ignore_errors=True)
+    return reopened
+
+
+def check_absent(domain: Domain, modalities: Iterable[str]) -> None:
+    """Raise BivrecError if a Domain has features of one of the modalities."""
+    there = {name: domain.info.features[name] for name in modalities if name in domain.info.features}
+    if there:
+        told = ", and ".join(f"{name} features already ({describe(spec)})" for name, spec in there.items())
+        raise BivrecError(f"{domain.location} has {told}; pass --overwrite")
 
 
 @dataclass(frozen=True)
@@ -205,9 +234,10 @@ def _parts_folder(domain: Domain, modality: str) -> Path:
     return domain.path / f".encode-{modality}"
 
 
-def _store(
+def _finish(
     domain: Domain, modality: str, features: Tensor, present: Tensor, encoder: Any, whitening: float | None, half: bool
-) -> FeatureSpec:
+) -> Encoded:
+    """Features [V, d] as they will be stored. Raises BivrecError if they are not finite then."""
     if whitening is not None:
         features = features.clone()
         features[present] = whiten(features[present], whitening)
@@ -226,6 +256,4 @@ def _store(
         max_tokens=getattr(encoder, "max_tokens", None),
         weights=getattr(encoder, "weights", None),
     )
-    domain.with_features({modality: table}, {modality: torch.nn.functional.pad(present, (1, 0))}, {modality: spec})
-    shutil.rmtree(_parts_folder(domain, modality), ignore_errors=True)
-    return spec
+    return Encoded(modality, spec, table, torch.nn.functional.pad(present, (1, 0)))
