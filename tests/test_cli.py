@@ -297,7 +297,7 @@ WRONG = {
     "prepare an impossible world": ("prepare synthetic --to {new} --users 3", "expected at least 10 users"),
     "encode no Domain": ("encode {new} --text hashing", "not a Domain"),
     "encode a Run": ("encode {run} --text hashing", "not a Domain"),
-    "encode without the encoder": ("encode {source} --text {new}", "no such folder"),
+    "encode without the encoder": ("encode {bare} --text {new}", "no such folder"),
     "pretrain nothing": ("pretrain --to {new}", "DOMAIN: expected the folder of a prepared Domain"),
     "compare with seeds that stand apart": ("compare {chain}/world/source --to {new} --seeds 0 1 2", "--seeds 0,1,2"),
     "pretrain on no Domain": ("pretrain {new} --to {new}", "not a Domain"),

@@ -76,6 +76,11 @@ def test_a_run_is_what_pretrain_makes(compared: Path, target: Domain, tmp_path: 
     assert same(weights(pretrain(target, tmp_path / "run", run.config)), weights(run))
 
 
+def test_the_log_of_a_training_tells_how_it_went(compared: Path) -> None:
+    for log in (compared / "logs").rglob("*.log"):
+        assert "validation recall@20 " in log.read_text().splitlines()[-1]
+
+
 def test_the_table_tells_the_results_of_the_runs(compared: Path) -> None:
     table = {line["model"]: line for line in lines(compared) if line["seen"] == "kept"}
     assert list(table) == MODELS.split(",")

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from bivrec.config import Config
 from bivrec.data.batches import BatchSampler
@@ -27,6 +26,7 @@ from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoin
 from bivrec.training.distributed import mean_over_processes, mean_sparse_over_processes
 from bivrec.training.objective import Objective, id_tables
 from bivrec.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
+from bivrec.training.progress import ProgressDisplay
 from bivrec.training.run import Run
 
 SELECTION_METRIC = "recall@20"
@@ -113,15 +113,11 @@ class Trainer:
             self._run.forget_metrics_after(self._progress.step)
         settings = self._config.training
         started = time.monotonic() - self._progress.seconds
-        bar = tqdm(
-            total=settings.steps,
-            initial=self._progress.step,
-            desc="training",
-            unit="step",
-            disable=not self._accelerator.is_main_process or None,
+        display = ProgressDisplay(
+            settings.steps, self._progress.step, SELECTION_METRIC, shown=self._accelerator.is_main_process
         )
         report = _Report()
-        with _interrupt_flag() as interrupted, bar:
+        with _interrupt_flag() as interrupted, display:
             if not resume:
                 # Published weights and a spectral table are here, and are not made again when a Run is resumed.
                 self._save("last", self._optimizer)
@@ -129,16 +125,17 @@ class Trainer:
                 parts = self._step(self._progress.step)
                 self._progress.step += 1
                 report.add(parts)
-                bar.update()
+                display.advance()
                 step = self._progress.step
                 at_evaluation = step % settings.evaluate_every == 0 or step == settings.steps
                 if at_evaluation or step % REPORT_EVERY == 0:
-                    self._log({"split": "train", **report.means(step)})
+                    means = report.means(step)
+                    self._log({"split": "train", **means})
                 stop = (at_evaluation or self._asks_after(step)) and self._any_process(interrupted())
                 if at_evaluation:
                     self._progress.seconds = time.monotonic() - started
                     recall = self._validate()
-                    bar.set_postfix({SELECTION_METRIC: f"{recall:.4f}", "best": f"{self._progress.best_recall:.4f}"})
+                    display.evaluated(self._progress, means["loss"], recall)
                 if at_evaluation or stop:
                     self._progress.seconds = time.monotonic() - started
                     self._save("last", self._optimizer)

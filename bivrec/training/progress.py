@@ -1,0 +1,52 @@
+"""What a training shows while it runs: a bar on a terminal; in a log, which keeps every line, one per evaluation."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm.auto import tqdm
+
+from bivrec.training.checkpoint import Progress
+
+
+class ProgressDisplay:
+    """Steps, loss and validation metric of a training, on the standard error of the process that shows them."""
+
+    def __init__(self, steps: int, done: int, metric: str, *, shown: bool) -> None:
+        """steps: at most, of which `done` were done before. metric: name of what selects the best weights."""
+        self._steps, self._done, self._metric = steps, done, metric
+        # None: unless standard error is no terminal.
+        self._bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=None if shown else True)
+        self._in_lines = shown and self._bar.disable
+        self._started = time.monotonic()
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._bar.update()
+
+    def evaluated(self, progress: Progress, loss: float, value: float) -> None:
+        """Show an evaluation: the mean loss since the last report, and the metric as a fraction of 1."""
+        metric = f"{self._metric} {100 * value:.2f} %"
+        best = f"(best {100 * progress.best_recall:.2f} at step {progress.best_step})"
+        self._bar.set_postfix_str(f"loss {loss:.2f}, {metric} {best}")
+        if self._in_lines:
+            rate = (progress.step - self._done) / (time.monotonic() - self._started)
+            ends = progress.finished or progress.step >= self._steps
+            left = "" if ends else f"  {duration((self._steps - progress.step) / rate)} left"
+            line = f"step {progress.step}/{self._steps}  loss {loss:.2f}  validation {metric} {best}"
+            print(f"{line}  {rate:.{1 if rate < 100 else 0}f} steps/s{left}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Rounded for people: `40 s`, `8 min`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
