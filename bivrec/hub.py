@@ -35,7 +35,7 @@ def tower_of_run(run: Run) -> Tower:
     """
     check_transferable(str(run.path), run.config.model, run.config.training.views)
     weights = read_weights(run.checkpoint("best"), TOWER_PREFIX)
-    return Tower(tower_config(_config(run)), weights, _source(run))
+    return Tower(tower_config(_config(run)), weights, source_of_run(run))
 
 
 def model_of_run(run: Run) -> BiVRec:
@@ -46,7 +46,7 @@ def model_of_run(run: Run) -> BiVRec:
     if "id" not in run.config.training.views:
         raise BivrecError(f"{run.path}: trained with the multimodal view alone; publish its tower with --model tower")
     weights = read_weights(run.checkpoint("best"))
-    return BiVRec(_config(run), weights, _source(run), run.open_domain().item_ids())
+    return BiVRec(_config(run), weights, source_of_run(run), run.open_domain().item_ids())
 
 
 def artefact_of_run(run: Run, kind: str | None = None) -> Tower | BiVRec:
@@ -119,10 +119,12 @@ def _training(run: Run) -> dict[str, Any]:
         "command": neutral_command(run.info.command),
         "versions": run.info.versions,
         "best_step": progress.best_step,
+        "id_weight": run.id_weight(),
         "seconds": round(progress.seconds, 1),
         "results": run.results(),
     }
 
 
-def _source(run: Run) -> dict[str, Any]:
+def source_of_run(run: Run) -> dict[str, Any]:
+    """Where the best weights of a Run are, and their checksum: what an artefact made of them records as its source."""
     return {"name": str(run.path), "revision": None, "sha256": sha256(run.checkpoint("best"))}

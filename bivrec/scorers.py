@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -15,9 +17,23 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
-from bivrec.hub import tower_of_run
+from bivrec.hub import source_of_run, tower_of_run
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.run import Run, domain_record
+
+
+@dataclass(frozen=True)
+class NamedScorer:
+    """What ranks, and what it is."""
+
+    name: str
+    scorer: Scorer
+    kind: str
+    """`floor`, `model` or `run`."""
+    source: dict[str, Any]
+    """Of a model or Run its name, commit on the Hub (`revision`; None: a folder), and checksum of the weights."""
+    id_weight: float | None = None
+    """Share of the ID view where both rank together; None: one alone."""
 
 
 def named_scorers(
@@ -28,39 +44,42 @@ def named_scorers(
     *,
     view: str = "all",
     zero_shot: bool = False,
-) -> Iterator[tuple[str, Scorer]]:
-    """Names and scorers for `domain`, one at a time so that only one model is in memory.
+) -> Iterator[NamedScorer]:
+    """Scorers for `domain`, one at a time so that only one model is in memory.
 
     view: id, mm, both, or all that a model has. zero_shot: of Runs and joint models, use the tower alone, on a Domain
     that it was not trained on. Raises BivrecError for what cannot be opened, or does not fit the Domain.
     """
     for floor in floors:
-        yield floor, fit_floor(floor, domain)
+        yield NamedScorer(floor, fit_floor(floor, domain), "floor", {"name": floor})
     for source in published:
-        for name, scorer in _published(domain, source, view, zero_shot):
-            yield f"{source.rstrip('/')} {name}", scorer
+        yield from _published(domain, source, view, zero_shot)
     names = [path.name for path in runs]
     for path in runs:
         run = Run.open(path)
         name_of_run = path.name if names.count(path.name) == 1 else str(path)
         if zero_shot:
             _refuse_id(name_of_run, view)
-            yield f"{name_of_run} zero-shot", _scorer(zero_shot_model(domain, tower_of_run(run)), "mm")
+            tower = tower_of_run(run)
+            scorer = _scorer(zero_shot_model(domain, tower), "mm")
+            yield NamedScorer(f"{name_of_run} zero-shot", scorer, "run", tower.source)
         else:
-            for name, scorer in _views(run.load_model(domain), view):
-                yield f"{name_of_run} {name}", scorer
+            model = run.load_model(domain)
+            yield from _views(model, view, name_of_run, "run", source_of_run(run))
 
 
-def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Iterator[tuple[str, Scorer]]:
+def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Iterator[NamedScorer]:
     model = load(source)
+    name = source.rstrip("/")
     if isinstance(model, PublishedBiVRec):
         if not zero_shot:
-            yield from _views(model.attach(domain), view)
+            yield from _views(model.attach(domain), view, name, "model", model.source)
             return
         model = model.tower
     _refuse_id(source, view)
     own = model.catalogue == domain_record(domain)["catalogue"] and not zero_shot
-    yield "mm" if own else "zero-shot", _scorer(zero_shot_model(domain, model), "mm")
+    scorer = _scorer(zero_shot_model(domain, model), "mm")
+    yield NamedScorer(f"{name} {'mm' if own else 'zero-shot'}", scorer, "model", model.source)
 
 
 def _refuse_id(name: str, view: str) -> None:
@@ -69,9 +88,11 @@ def _refuse_id(name: str, view: str) -> None:
         raise BivrecError(f"{name}: a tower has only the multimodal view, mm; leave out --view id")
 
 
-def _views(model: BiVRec, view: str) -> Iterator[tuple[str, Scorer]]:
-    for name in rankable_views(model) if view == "all" else (view,):
-        yield name, _scorer(model, name)
+def _views(model: BiVRec, view: str, name: str, kind: str, source: dict[str, Any]) -> Iterator[NamedScorer]:
+    for ranked in rankable_views(model) if view == "all" else (view,):
+        # To the digits that it was fit with.
+        weight = round(float(model.id_weight), 6) if ranked == "both" and len(model.views) > 1 else None
+        yield NamedScorer(f"{name} {ranked}", _scorer(model, ranked), kind, source, weight)
 
 
 def _scorer(model: BiVRec, view: str) -> ModelScorer:

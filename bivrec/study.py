@@ -206,7 +206,7 @@ class Workshop:
         """Entries that one floor, or one training on one Domain, ranks."""
         domain, ranked_by = entries[0].domain, entries[0].ranked_by
         if isinstance(ranked_by, str):
-            _, scorer = next(named_scorers(domain, floors=(ranked_by,)))
+            scorer = next(named_scorers(domain, floors=(ranked_by,))).scorer
             return [Measured(entry, (), *_both_ways([_rank(scorer, entry, users)]), None, None) for entry in entries]
         ranked: list[list[tuple[EvaluationResult, EvaluationResult]]] = [[] for _ in entries]
         seeds = []

@@ -261,12 +261,19 @@ def test_no_value_is_a_gap(artefact: Tower, kind: str) -> None:
     assert all(math.isfinite(value) for value in artefact.training["results"]["mm"].values())
 
 
+def test_the_joint_card_says_how_much_each_view_counts(artefact: Tower) -> None:
+    assert "rank by 0.7 id + 0.3 mm of their scores" in render(artefact, kind="joint", id_weight=0.7)
+    assert "of their scores" not in render(artefact, kind="joint", id_weight=None)
+    assert "of their scores" not in render(artefact, kind="tower", id_weight=0.7)
+
+
 def test_a_joint_model_of_ids_alone(id_only: Run) -> None:
     training = {
         **dataclasses.asdict(id_only.info),
         "best_step": 1,
         "seconds": 1.0,
         "results": id_only.results(),
+        "id_weight": id_only.id_weight(),
         **card_facts(id_only),
     }
     card = model_card("joint", "org/ids", id_only.config.model, {}, training, 9)

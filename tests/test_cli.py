@@ -16,6 +16,7 @@ from bivrec.artefact import Tower
 from bivrec.cli import COMMANDS, main
 from bivrec.cli.quickstart import commands as quickstart_commands
 from bivrec.data.domain import Domain
+from bivrec.files import sha256
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -243,6 +244,56 @@ def test_cold_start_reads_less(chain: Path) -> None:
     assert whole["finetuned id"] != cold["finetuned id"]
     long = evaluated(chain, *options, "--cold", 1000)["results"]
     assert long == whole
+
+
+def test_the_protocol_is_told(chain: Path) -> None:
+    options = ("evaluate", chain / "world/target", "--floor", "popularity")
+    printed = succeed(*options)
+    assert printed.endswith("items ranked\nseen items kept\n")
+    printed = succeed(*options, "--remove-seen", "--cold", 1)
+    assert printed.endswith("\nseen items removed; of each history the last item is read\n")
+    assert succeed(*options, "--cold", 2).endswith("\nseen items kept; of each history the last 2 items are read\n")
+    told = evaluated(chain, "--floor", "popularity", "--k", 5, "--remove-seen", "--cold", 2)
+    assert {key: told[key] for key in ("k", "remove_seen", "cold")} == {"k": [5], "remove_seen": True, "cold": 2}
+    assert told["items"] == Domain.open(chain / "world/target").num_items
+    assert evaluated(chain, "--floor", "popularity")["cold"] is None
+
+
+def test_rows_are_known_by_their_weights(chain: Path) -> None:
+    sources = evaluated(
+        chain, "--run", chain / "finetuned", "--from-hub", chain / "tower", "--floor", "popularity", "--view", "mm"
+    )["sources"]
+    run, tower = chain / "finetuned", chain / "tower"
+    assert sources == {
+        "popularity": {"kind": "floor", "name": "popularity"},
+        f"{tower} zero-shot": {
+            "kind": "model",
+            "name": str(tower),
+            "revision": None,
+            "sha256": sha256(tower / "model.safetensors"),
+        },
+        "finetuned mm": {
+            "kind": "run",
+            "name": str(run),
+            "revision": None,
+            "sha256": sha256(run / "best.safetensors"),
+        },
+    }
+
+
+def test_the_weight_of_the_views_is_told(chain: Path, tmp_path: Path) -> None:
+    run = Run.open(chain / "finetuned")
+    weight = run.id_weight()
+    assert weight == pytest.approx(float(weights(run, "best")["id_weight"]), abs=1e-6)
+    mixture = f"both = {weight} id + {round(1 - weight, 1)} mm"
+    assert f"finetuned {mixture}\n" in succeed("evaluate", chain / "world/target", "--run", run.path)
+    assert evaluated(chain, "--run", run.path)["id_weights"] == {"finetuned both": weight}
+    assert evaluated(chain, "--run", run.path, "--view", "mm")["id_weights"] == {}
+    succeed("publish", run.path, "--to", tmp_path / "joint")
+    assert evaluated(chain, "--from-hub", tmp_path / "joint")["id_weights"] == {f"{tmp_path / 'joint'} both": weight}
+    trained = succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING)
+    weight = Run.open(tmp_path / "run").id_weight()
+    assert trained.endswith(f"\nboth = {weight} id + {round(1 - weight, 1)} mm\n")
 
 
 def test_zero_shot_is_the_same_from_a_run_and_from_its_published_tower(chain: Path) -> None:

@@ -102,8 +102,8 @@ def test_split_and_view(
 def test_a_tower_recommends_where_it_was_never_trained(tower: Path, target: Domain, tmp_path: Path) -> None:
     succeed("recommend", target.path, "--from-hub", tower, "--to", tmp_path / "l.csv", "--k", 5, "--titles")
     rows = read(tmp_path / "l.csv")
-    ((_, scorer),) = named_scorers(target, published=[str(tower)])
-    assert_same(lists_of(rows), slow_lists(target, scorer, target.sequences("test"), 5, remove_seen=True))
+    (found,) = named_scorers(target, published=[str(tower)])
+    assert_same(lists_of(rows), slow_lists(target, found.scorer, target.sequences("test"), 5, remove_seen=True))
     titles = {row["item_id"]: row["title"] for row in target.item_table()}
     assert all(row["title"] == titles[row["item_id"]] for row in rows)
 

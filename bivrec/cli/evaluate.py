@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, results_table
+from bivrec.cli.options import DOMAIN, FOLDER, mixture, refuse_unused, results_table
 from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
 
@@ -72,10 +72,12 @@ def evaluate(
     users = EvaluationUsers.from_sequences(opened.sequences(split))
     if cold is not None:
         users = users.cold_start(cold)
-    results = {
-        name: rank(scorer, users, ks, remove_seen)
-        for name, scorer in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot)
-    }
+    results, origins, weights = {}, {}, {}
+    for row in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot):
+        results[row.name] = rank(row.scorer, users, ks, remove_seen)
+        origins[row.name] = {"kind": row.kind, **row.source}
+        if row.id_weight is not None:
+            weights[row.name] = row.id_weight
     metrics = {name: result.metrics for name, result in results.items()}
     # Printed first, so that a full disk does not lose it.
     if as_json:
@@ -84,16 +86,25 @@ def evaluate(
             "protocol": opened.info.protocol,
             "split": split,
             "users": len(users),
+            "items": opened.num_items,
+            "k": ks,
+            "remove_seen": remove_seen,
+            "cold": cold,
             "results": metrics,
+            "sources": origins,
+            "id_weights": weights,
         }
         click.echo(json.dumps(told))
     else:
         click.echo(results_table(metrics, "model"))
+        for name, weight in weights.items():
+            click.echo(f"{name} = {mixture(weight)}")
         skipped = f", {users.skipped} with fewer than 2 items left out" if users.skipped else ""
         click.echo(
             f"{len(users)} {split} users of {opened.name} ({opened.info.protocol}){skipped}; "
             f"{opened.num_items} items ranked"
         )
+        click.echo(_protocol(remove_seen, cold))
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, result in results.items():
@@ -101,3 +112,11 @@ def evaluate(
     if plot is not None:
         metric = f"recall@{20 if 20 in ks else ks[0]}"
         plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
+
+
+def _protocol(remove_seen: bool, cold: int | None) -> str:
+    """What of the protocol the options say."""
+    seen = f"seen items {'removed' if remove_seen else 'kept'}"
+    if cold is None:
+        return seen
+    return f"{seen}; of each history {'the last item is' if cold == 1 else f'the last {cold} items are'} read"

@@ -103,6 +103,13 @@ def echo_results(run: Run) -> None:
     if PartialState().is_main_process:
         click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
         click.echo(results_table(run.results()))
+        if (weight := run.id_weight()) is not None:
+            click.echo(f"both = {mixture(weight)}")
+
+
+def mixture(id_weight: float) -> str:
+    """How both views rank together: `0.7 id + 0.3 mm`."""
+    return f"{id_weight:g} id + {1 - id_weight:g} mm"
 
 
 def results_table(results: dict[str, dict[str, float]], label: str = "view") -> str:

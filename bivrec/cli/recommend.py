@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bivrec.data.domain import Domain, Sequences
-    from bivrec.evaluation.ranking import Scorer
+    from bivrec.scorers import NamedScorer
 
 SPLIT_CHOICES = ("train", "validation", "test")
 RECENT = 10
@@ -85,12 +85,12 @@ def recommend(
         check_output(to, overwrite=overwrite)
     opened = Domain.open(domain)
     users = _users(opened, split or "test", user_ids, history, columns)
-    name, scorer = _scorer(opened, run, source, view, zero_shot)
+    model = _scorer(opened, run, source, view, zero_shot)
     titles = titles or to is None
-    tables = ranked(opened, scorer, users, k, remove_seen=remove_seen, titles=titles, because=because)
+    tables = ranked(opened, model.scorer, users, k, remove_seen=remove_seen, titles=titles, because=because)
     if to is not None:
         written = write_recommendations(to, tables, overwrite=overwrite)
-        click.echo(f"{to}: {written:,} recommendations of {name} to {len(users):,} users of {opened.name}")
+        click.echo(f"{to}: {written:,} recommendations of {model.name} to {len(users):,} users of {opened.name}")
         return
     _print_lists(opened, users, [row for table in tables for row in table.to_pylist()])
 
@@ -114,7 +114,7 @@ def _users(
     return find_users([read.users], user_ids, str(history)) if user_ids else read.users
 
 
-def _scorer(domain: Domain, run: Path | None, source: str | None, view: str, zero_shot: bool) -> tuple[str, Scorer]:
+def _scorer(domain: Domain, run: Path | None, source: str | None, view: str, zero_shot: bool) -> NamedScorer:
     from bivrec.scorers import named_scorers
 
     runs, published = [run] if run else [], [source] if source else []
