@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,9 @@ from bivrec.tables import tables_of, write_tables
 
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 MODELS = (*FLOORS, *SYSTEMS)
-NOTES = (
-    "popularity, item-knn, spectral-knn and the content-knn floors need no training.",
-    "bivrec-id, bivrec-mm and bivrec (both views) are one training.",
-    "Where the recipe has model.repeat_bias, BiVRec alone learns how readily users repeat: see the tables with seen "
-    "items removed for what else it knows.",
-    "All train for as many steps of as many sequences. comirec, re4, mmsrec and mmmlp read a history as a whole and "
-    "learn one target of a sequence in a step, the others every position.",
-)
-PAPER_NOTE = "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget."
+VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
+ONE_TARGET = ("comirec", "re4", "mmsrec", "mmmlp")
+"""Systems, by how their names begin, that read a history as a whole."""
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
 
 Finish = Callable[[Workshop, Sequence[Measured]], list[Measured]]
@@ -49,8 +43,36 @@ def comparison(domains: Sequence[Domain], models: Sequence[str] = ()) -> Study:
                 raise BivrecError(f"--models {name}: {domain.path} has no features; run `bivrec encode {domain.path}`")
             entries.append(_entry(domain, name))
     title = f"Comparison on {', '.join(domain.name for domain in domains)}"
-    notes = (*NOTES, PAPER_NOTE) if any(entry.paper for entry in entries) else NOTES
-    return Study(title, tuple(entries), notes)
+    return Study(title, tuple(entries), tuple(_notes(entries)))
+
+
+def _notes(entries: Sequence[Entry]) -> Iterator[str]:
+    """What the reader of these rows must know."""
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    views = [name for name in VIEWS_OF_ONE if name in names]
+    trained = [name for name in names if name not in FLOORS]
+    whole = [name for name in trained if name.startswith(ONE_TARGET)]
+    if floors := [name for name in names if name in FLOORS]:
+        yield f"{_listed(floors)} {'needs' if len(floors) == 1 else 'need'} no training."
+    if len(views) > 1:
+        yield f"{_listed(views)} are one training."
+    if views and len(trained) > len(views):
+        yield (
+            "Where the recipe has model.repeat_bias, BiVRec alone learns how readily users repeat: see the tables with "
+            "seen items removed for what else it knows."
+        )
+    if len(trained) > len(views) + (not views):
+        yield "All train for as many steps of as many sequences."
+    if whole:
+        reads = "reads a history as a whole and learns" if len(whole) == 1 else "read a history as a whole and learn"
+        others = ", the others every position" if len(whole) < len(trained) else ""
+        yield f"{_listed(whole)} {reads} one target of a sequence in a step{others}."
+    if any(entry.paper for entry in entries):
+        yield "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def carry_out(

@@ -93,6 +93,10 @@ class Study:
     """What a reader must know, and what was left out and why."""
     split: str = "test"
     """Whose users are asked."""
+    settings: str = ""
+    """How everything was trained, in a sentence."""
+    command: str = ""
+    """What was typed."""
 
     @property
     def trainings(self) -> list[Training]:

@@ -89,6 +89,7 @@ def _cells(table: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
         ranks.append({metric: round(float(means[metric].mean()), 2) for metric in METRICS})
     names = pd.Index([row.entry.name for row in table.rows], name="model")
     frame = pd.DataFrame(texts, index=names).fillna("")
+    frame = frame.loc[:, (frame != "").any()]
     ordered = pd.DataFrame(ranks, index=names).rank(ascending=False, method="min")
     emphasis = pd.DataFrame("", index=names, columns=frame.columns)
     emphasis[list(METRICS)] = ordered.map(lambda rank: {1: "best", 2: "second"}.get(rank, ""))
@@ -100,7 +101,7 @@ def _p(value: float) -> str:
 
 
 def _markdown(study: Study, tables: Sequence[Table]) -> str:
-    parts = [f"# {study.title}"]
+    parts = [f"# {study.title}", study.settings, f"```\n{study.command}\n```" if study.command else ""]
     for table in tables:
         frame, emphasis = _cells(table)
         marked = pd.DataFrame(
@@ -111,7 +112,7 @@ def _markdown(study: Study, tables: Sequence[Table]) -> str:
         text = marked.to_markdown(disable_numparse=True)
         parts += [f"## {table.heading}", text, _caption(study, table)]
     parts += ["\n".join(f"- {note}" for note in study.notes)] if study.notes else []
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _latex(study: Study, tables: Sequence[Table]) -> str:
@@ -121,9 +122,11 @@ def _latex(study: Study, tables: Sequence[Table]) -> str:
         frame.index.name = None
         styler = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
         styler = styler.apply(lambda _, emphasis=emphasis: emphasis.map(_LATEX.__getitem__), axis=None)
-        caption = f"{study.title}: {table.heading}. {_caption(study, table)}"
+        caption = " ".join(filter(None, (f"{study.title}: {table.heading}.", study.settings, _caption(study, table))))
+        caption = caption.replace("`", "")
         parts.append(styler.to_latex(hrules=True, caption=_escaped(caption), position="t", position_float="centering"))
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+    comments = ("needs \\usepackage{booktabs}", study.title, study.settings, study.command)
+    return "".join(f"% {comment}\n" for comment in comments if comment) + "\n".join(parts)
 
 
 def _csv(study: Study, tables: Sequence[Table]) -> str:
@@ -170,7 +173,7 @@ def _caption(study: Study, table: Table) -> str:
     if seeds:
         spread = "; mean ± standard deviation over seeds" if max(counts) > 1 else ""
         unequal = " (some trainings have not ended: not every model has all)" if len(counts) > 1 else ""
-        parts.append(f"Seeds {', '.join(map(str, seeds))}{unequal}{spread}.")
+        parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{unequal}{spread}.")
     if table.p_values:
         best = next(row.entry.name for row in table.rows if row.entry.name not in table.p_values)
         parts.append(

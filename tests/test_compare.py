@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from scipy import stats
-from stages import bivrec, new_run, same, settings, weights
+from stages import bivrec, in_subprocess, new_run, same, settings, weights
 
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
@@ -31,6 +32,7 @@ from bivrec.pretrain import pretrain
 from bivrec.study import Workshop
 from bivrec.systems import SYSTEMS
 from bivrec.training.run import Run
+from bivrec.version import __version__
 
 pytest_plugins = ("stage_fixtures",)
 
@@ -146,6 +148,43 @@ def test_latex_has_every_row_and_escapes_names(compared: Path) -> None:
     assert "ndcg_hits" not in text
     assert r"\textbf{" in text
     assert r"\underline{" in text
+
+
+def test_it_says_what_was_compared(target: Domain, tmp_path: Path) -> None:
+    options = ["compare", str(target.path), "--models", "pure-id", "--to", str(tmp_path / "a study"), *SHORT]
+    done = in_subprocess("-m", "bivrec", *options)
+    assert done.returncode == 0, done.stderr
+    command = shlex.join(["bivrec", *options])
+    told = f"; 3 steps of 16 sequences; bivrec {__version__}.\n"
+    title, settings, *rest = done.stdout.split("\n\n")
+    assert title == "# Comparison on target"
+    assert settings == f"Recipe default with {', '.join(f'`{word}`' for word in SHORT[1::2])}{told}".rstrip()
+    assert rest[0] == f"```\n{command}\n```"
+    latex = (tmp_path / "a study/comparison.tex").read_text()
+    assert f"% {settings}\n% {command}\n" in latex
+    assert "steps of 16 sequences; bivrec" in latex[latex.index(r"\caption{") :]
+
+
+def test_what_says_nothing_of_the_rows_is_left_out(target: Domain, compared: Path, tmp_path: Path) -> None:
+    whole = (compared / "comparison.md").read_text()
+    assert "- bivrec-id, bivrec-mm and bivrec are one training." in whole
+    assert "- popularity and item-knn need no training." in whole
+    assert "Seeds 0, 1;" in whole
+    assert "mmsrec" not in whole
+    assert "paper" not in whole
+    one = compare(target.path, "--models", "pure-id", "--to", tmp_path / "one").stdout
+    assert "Seed 0." in one
+    # A row alone differs from no other.
+    assert "p (" not in one
+    assert not any(line.startswith("- ") for line in one.splitlines())
+    floors = compare(target.path, "--models", "popularity,item-knn", "--to", tmp_path / "floors").stdout
+    assert floors.splitlines()[2] == f"bivrec {__version__}."
+    assert "p (t-test)" in floors
+    assert "seconds" not in floors
+    paper = comparison([target], ("mmsrec", "sasrec"))
+    assert paper.notes[1] == (
+        "mmsrec reads a history as a whole and learns one target of a sequence in a step, the others every position."
+    )
 
 
 def test_the_picture(compared: Path) -> None:

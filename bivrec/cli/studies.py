@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +75,12 @@ def carry_out(
 
     if not seeds:
         raise BivrecError("--seeds: expected at least one")
+    values = read_recipe(recipe, "pretrain", overrides)
     failed = stage.carry_out(
-        study,
+        dataclasses.replace(study, settings=_settings(study, recipe, overrides, values), command=_command()),
         name,
         path,
-        read_recipe(recipe, "pretrain", overrides),
+        values,
         seeds,
         parallel=jobs or max(1, torch.cuda.device_count()),
         report=lambda line: click.echo(line, err=True),
@@ -86,3 +90,23 @@ def carry_out(
         click.echo((path / f"{name}.md").read_text(encoding="utf-8"), nl=False)
     if failed:
         raise BivrecError(f"{len(failed)} failed and are not in the tables: {', '.join(failed)}")
+
+
+def _settings(study: Study, recipe: str, overrides: Sequence[str], values: Mapping[str, Any]) -> str:
+    """The sentence under the title of a study. Raises BivrecError if the recipe is impossible."""
+    from bivrec.config import config_from_dict
+    from bivrec.version import __version__
+
+    if not study.trainings:
+        return f"bivrec {__version__}."
+    training = config_from_dict(values, f"recipe {recipe}").training
+    changed = f" with {', '.join(f'`{override}`' for override in overrides)}" if overrides else ""
+    until = "" if training.patience == 0 else "at most "
+    return (
+        f"Recipe {recipe}{changed}; {until}{training.steps} steps of {training.batch_size} sequences; "
+        f"bivrec {__version__}."
+    )
+
+
+def _command() -> str:
+    return shlex.join(["bivrec", *sys.argv[1:]])
