@@ -96,6 +96,7 @@ def model_card(
         f"{kind}.md.jinja",
         metadata=data.to_yaml(),
         name=name,
+        address=address_of(name),
         model=model,
         features=features,
         training={**training, "command": neutral_command(training["command"])},
@@ -140,12 +141,18 @@ def domain_card(name: str, info: DomainInfo) -> str:
         "domain.md.jinja",
         metadata=data.to_yaml(),
         name=name,
+        address=address_of(name),
         info=info,
         leave_one_out=info.protocol == LEAVE_ONE_OUT,
         terms=terms,
         splits=splits,
         dropped=dropped,
     )
+
+
+def address_of(name: str) -> str:
+    """What commands call a model or Domain: `ORG/NAME` on the Hub, of a folder a place that the reader knows."""
+    return name if "/" in name else f"PATH/TO/{name}"
 
 
 def neutral_command(command: str) -> str:

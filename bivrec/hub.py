@@ -72,7 +72,7 @@ def publish(
     """
     if not is_repository(destination):
         with new_folder(Path(destination), overwrite, marks=MARKS) as staging:
-            _write(run, kind, staging, Path(destination).name)
+            _write(run, kind, staging, destination)
         return str(Path(destination))
     with tempfile.TemporaryDirectory() as staging:
         _write(run, kind, Path(staging), destination)
@@ -80,17 +80,18 @@ def publish(
     return pushed.pull_request_url or pushed.url
 
 
-def preview(run: Run, name: str, kind: str | None = None) -> tuple[dict[str, int], str]:
-    """What would be published: file -> bytes, and the card."""
+def preview(run: Run, destination: str, kind: str | None = None) -> tuple[dict[str, int], str]:
+    """What `publish` would write there: file -> bytes, and the card."""
     with tempfile.TemporaryDirectory() as staging:
-        _write(run, kind, Path(staging), name)
+        _write(run, kind, Path(staging), destination)
         files = sorted(Path(staging).iterdir())
         card = (Path(staging) / CARD_FILE).read_text(encoding="utf-8")
         return {path.name: path.stat().st_size for path in files}, card
 
 
-def _write(run: Run, kind: str | None, folder: Path, name: str) -> None:
-    """Fill an empty folder with what is published of a Run under `name`."""
+def _write(run: Run, kind: str | None, folder: Path, destination: str) -> None:
+    """Fill an empty folder with what is published of a Run at `destination`, the last part of which names a folder."""
+    name = destination if is_repository(destination) else Path(destination).name
     model = artefact_of_run(run, kind)
     model.training.update(card_facts(run))
     model.write(folder, name, picture=draw_training_curve(run, folder))

@@ -209,23 +209,21 @@ def code(card: str) -> str:
     return found[1]
 
 
-def test_the_code_of_a_tower_runs(tower: Path, target: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tower.parent)
+def test_the_code_of_a_tower_runs(tower: Path, target: Domain) -> None:
     histories = torch.tensor([[0, 0, 1], [4, 2, 3]])
     names: dict[str, Any] = {"histories": histories}
-    exec(code((tower / "README.md").read_text()).replace("MY_DOMAIN", str(target.path)), names)
+    example = code((tower / "README.md").read_text()).replace("PATH/TO", str(tower.parent))
+    exec(example.replace("MY_DOMAIN", str(target.path)), names)
     scorer = ModelScorer(zero_shot_model(target, Tower.from_pretrained(tower)), "mm")
     expected = scorer.score(scorer.encode(histories), 1, target.num_items + 1)
     torch.testing.assert_close(names["scores"][:, 1:], expected)
 
 
-def test_the_code_of_a_joint_model_runs(
-    pretrained: Run, source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = Path(publish(pretrained, "./joint", "joint"))
+def test_the_code_of_a_joint_model_runs(pretrained: Run, source: Domain, tmp_path: Path) -> None:
+    folder = Path(publish(pretrained, str(tmp_path / "joint"), "joint"))
     names: dict[str, Any] = {}
-    exec(code((folder / "README.md").read_text()).replace("MY_DOMAIN", str(source.path)), names)
+    example = code((folder / "README.md").read_text()).replace("PATH/TO", str(tmp_path))
+    exec(example.replace("MY_DOMAIN", str(source.path)), names)
     assert set(names["model"].views) == {"id", "mm"}
 
 
@@ -383,7 +381,7 @@ def test_a_data_card_names_files_that_exist(source: Domain) -> None:
 
 def test_a_data_card_in_a_folder_does_not_speak_of_the_hub(source: Domain) -> None:
     assert "hub:" not in domain_card("shop", source.info)
-    assert "bivrec evaluate shop " in domain_card("shop", source.info)
+    assert "bivrec evaluate PATH/TO/shop " in domain_card("shop", source.info)
 
 
 def test_a_data_card_without_features(small_domain: Domain) -> None:

@@ -140,8 +140,14 @@ def test_a_dry_run_touches_nothing(hub: HubServer, pretrained: Run, tmp_path: Pa
     for name in ("README.md", "config.json", "items.json", "model.safetensors", "results.json"):
         assert f"  {name}\n" in output
     assert f"# {NAME}" in output
-    succeed("publish", pretrained.path, "--to", tmp_path / "new", "--dry-run")
+    shown = succeed("publish", pretrained.path, "--to", tmp_path / "new", "--dry-run")
     assert not (tmp_path / "new").exists()
+    succeed("publish", pretrained.path, "--to", tmp_path / "new")
+    card = (tmp_path / "new/README.md").read_text()
+    assert card == shown.partition("\n\n")[2]
+    assert "# new\n" in card
+    # A folder is found from where the reader is, wherever that may be.
+    assert card.count("PATH/TO/new") == 3
     assert hub.requests == []
 
 
