@@ -168,6 +168,7 @@ def test_it_says_what_was_compared(target: Domain, tmp_path: Path) -> None:
 def test_what_says_nothing_of_the_rows_is_left_out(target: Domain, compared: Path, tmp_path: Path) -> None:
     whole = (compared / "comparison.md").read_text()
     assert "- bivrec-id, bivrec-mm and bivrec are one training." in whole
+    assert "bivrec-id reads features too" in whole
     assert "- popularity and item-knn need no training." in whole
     assert "Seeds 0, 1;" in whole
     assert "mmsrec" not in whole
