@@ -96,6 +96,11 @@ class _Published:
         return self._config.catalogue
 
     @property
+    def item_sketch(self) -> list[str]:
+        """Sketch (see `data.sketch`) of the items that the model was trained on; empty if it was not recorded."""
+        return list(self.training.get("item_sketch", []))
+
+    @property
     def num_parameters(self) -> int:
         """Number of weights."""
         return sum(value.numel() for value in self.weights.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from bivrec.config import MODALITIES, VIEWS, ModelConfig, model_config_from_dict
 from bivrec.data.domain import FeatureSpec
+from bivrec.data.sketch import SKETCH_SIZE
 from bivrec.errors import BivrecError
 from bivrec.files import read_json
 
@@ -74,6 +76,7 @@ def read_config(path: Path, source: str) -> ArtefactConfig:
     for name, kind in (("training", dict), ("catalogue", str)):
         if not isinstance(values[name], kind):
             raise BivrecError(f"{source}: {name}: unexpected {_short(values[name])}; publish the model again")
+    _check_sketch(values["training"].get("item_sketch", []), source)
     return ArtefactConfig(
         model_type=values["model_type"],
         model=model_config_from_dict(values["model"], source),
@@ -137,6 +140,18 @@ def _feature_spec(values: Any, source: str) -> FeatureSpec:
             raise BivrecError(f"{source}.{name}: unexpected {_short(value)}")
     _count(spec.dimension, "dimension", 1, MAX_FEATURES, source)
     return spec
+
+
+def _check_sketch(values: Any, source: str) -> None:
+    if not isinstance(values, list) or len(values) > SKETCH_SIZE or not all(map(_is_hash, values)):
+        raise BivrecError(
+            f"{source}: training.item_sketch: expected up to {SKETCH_SIZE} hashes of 16 hexadecimal digits, "
+            f"found {_short(values)}; publish the model again"
+        )
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
 
 def _count(value: Any, name: str, low: int, high: int, source: str) -> int:

@@ -57,7 +57,7 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
     if len(views) > 1:
         yield f"{_listed(views)} are one training."
     if "bivrec-id" in names:
-        yield "Where the recipe has model.id_items: ids+features, bivrec-id reads features too; pure-id and sasrec do not."
+        yield "Where the recipe has model.id_items: ids+features, bivrec-id reads features too; pure-id does not."
     if views and len(trained) > len(views):
         yield (
             "Where the recipe has model.repeat_bias, BiVRec alone learns how readily users repeat: see the tables with "

@@ -85,6 +85,7 @@ def finetune(
         features,
         make_model,
         started_from=None if from_scratch else tower.source,
+        known_items=() if from_scratch else tower.item_sketch,
         pretrained=() if from_scratch else transferred_views(config),
         overwrite=overwrite,
         tracker=tracker,

@@ -122,6 +122,7 @@ def _training(run: Run) -> dict[str, Any]:
         "best_step": progress.best_step,
         "id_weight": run.id_weight(),
         "seconds": round(progress.seconds, 1),
+        "item_sketch": run.info.item_sketch,
         "results": run.results(),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from accelerate import PartialState
 
 from bivrec.artefact import BiVRec as PublishedBiVRec
-from bivrec.artefact import load
+from bivrec.artefact import Tower, load
 from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
+from bivrec.data.sketch import share_known
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
@@ -20,6 +21,9 @@ from bivrec.finetune import zero_shot_model
 from bivrec.hub import source_of_run, tower_of_run
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.run import Run, domain_record
+
+UNKNOWN_ENOUGH = 0.01
+"""Share of a Domain's items that a tower may know and still be called zero-shot there: some are in every catalogue."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,33 @@ def named_scorers(
     *,
     view: str = "all",
     zero_shot: bool = False,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[NamedScorer]:
     """Scorers for `domain`, one at a time so that only one model is in memory.
 
     view: id, mm, both, or all that a model has. zero_shot: of Runs and joint models, use the tower alone, on a Domain
-    that it was not trained on. Raises BivrecError for what cannot be opened, or does not fit the Domain.
+    that it was not trained on. warn: is told of towers that were trained on items of the Domain, whose names say it.
+    Raises BivrecError for what cannot be opened, or does not fit the Domain.
     """
     for floor in floors:
         yield NamedScorer(floor, fit_floor(floor, domain), "floor", {"name": floor})
     for source in published:
-        yield from _published(domain, source, view, zero_shot)
+        yield from _published(domain, source, view, zero_shot, warn)
     names = [path.name for path in runs]
     for path in runs:
         run = Run.open(path)
         name_of_run = path.name if names.count(path.name) == 1 else str(path)
         if zero_shot:
             _refuse_id(name_of_run, view)
-            tower = tower_of_run(run)
-            scorer = _scorer(zero_shot_model(domain, tower), "mm")
-            yield NamedScorer(f"{name_of_run} zero-shot", scorer, "run", tower.source)
+            yield _stranger(domain, tower_of_run(run), name_of_run, "run", warn)
         else:
             model = run.load_model(domain)
             yield from _views(model, view, name_of_run, "run", source_of_run(run))
 
 
-def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Iterator[NamedScorer]:
+def _published(
+    domain: Domain, source: str, view: str, zero_shot: bool, warn: Callable[[str], None]
+) -> Iterator[NamedScorer]:
     model = load(source)
     name = source.rstrip("/")
     if isinstance(model, PublishedBiVRec):
@@ -77,9 +83,24 @@ def _published(domain: Domain, source: str, view: str, zero_shot: bool) -> Itera
             return
         model = model.tower
     _refuse_id(source, view)
-    own = model.catalogue == domain_record(domain)["catalogue"] and not zero_shot
-    scorer = _scorer(zero_shot_model(domain, model), "mm")
-    yield NamedScorer(f"{name} {'mm' if own else 'zero-shot'}", scorer, "model", model.source)
+    if model.catalogue == domain_record(domain)["catalogue"] and not zero_shot:
+        yield NamedScorer(f"{name} mm", _scorer(zero_shot_model(domain, model), "mm"), "model", model.source)
+    else:
+        yield _stranger(domain, model, name, "model", warn)
+
+
+def _stranger(domain: Domain, tower: Tower, name: str, kind: str, warn: Callable[[str], None]) -> NamedScorer:
+    """The tower on a Domain that is not its own: it is `zero-shot`, unless it was trained on some of the items."""
+    scorer = _scorer(zero_shot_model(domain, tower), "mm")
+    share = share_known(domain, tower.item_sketch)
+    if share <= UNKNOWN_ENOUGH:
+        return NamedScorer(f"{name} zero-shot", scorer, kind, tower.source)
+    known = f"trained on {100 * share:.0f} % of these items"
+    warn(
+        f"{name}: {known}, and perhaps with these users, so that its results are not zero-shot; "
+        "leave the items out with `bivrec prepare ... --without DOMAIN`, the Domain of its training"
+    )
+    return NamedScorer(f"{name} {known}", scorer, kind, tower.source)
 
 
 def _refuse_id(name: str, view: str) -> None:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "config": ("errors",),
     "repository": ("errors",),
     "weights": ("errors", "files"),
-    "artefact_config": (*GROUND, "data.domain"),
+    "artefact_config": (*GROUND, "data.domain", "data.sketch"),
     "data": (*GROUND, "repository", "data"),
     "features": (*GROUND, "data.domain", "data.feature_rows", "features"),
     "model": (*GROUND, "model"),

@@ -49,7 +49,7 @@ def evaluate(
 
     Each --run, --from-hub and --floor gives one row per view. A Run and a published joint model rank the catalogue
     that they were trained on; with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot
-    on every DOMAIN but that of its training.
+    on every DOMAIN whose items it was not trained on; the row tells where it was.
     """
     from bivrec.data.domain import Domain
     from bivrec.evaluation.protocol import EvaluationUsers
@@ -73,7 +73,7 @@ def evaluate(
     if cold is not None:
         users = users.cold_start(cold)
     results, origins, weights = {}, {}, {}
-    for row in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot):
+    for row in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot, warn=_warn):
         results[row.name] = rank(row.scorer, users, ks, remove_seen)
         origins[row.name] = {"kind": row.kind, **row.source}
         if row.id_weight is not None:
@@ -112,6 +112,10 @@ def evaluate(
     if plot is not None:
         metric = f"recall@{20 if 20 in ks else ks[0]}"
         plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
+
+
+def _warn(line: str) -> None:
+    click.echo(f"Warning: {line}", err=True)
 
 
 def _protocol(remove_seen: bool, cold: int | None) -> str:

@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from accelerate.utils import broadcast, set_seed
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
 from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.sketch import item_sketch, join_sketches
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views, fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
@@ -44,6 +45,7 @@ def fit(
     make_model: Callable[[], BiVRec],
     *,
     started_from: dict[str, Any] | None = None,
+    known_items: Sequence[str] = (),
     pretrained: tuple[str, ...] = (),
     overwrite: bool = False,
     resume: bool = False,
@@ -52,6 +54,7 @@ def fit(
     """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
 
     features: specification of what the multimodal view reads, by modality; none for the ID view alone.
+    known_items: sketch (see `data.sketch`) of those that the tower from which the training starts was trained on.
     Raises BivrecError if `path` exists (unless `overwrite` or `resume`), another process trains it, the Domain has no
     user to evaluate, or the training fails.
     """
@@ -71,7 +74,8 @@ def fit(
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
             if accelerator.is_main_process and not resume:
-                Run.create(path, _run_info(stage, domain, config, features, started_from, accelerator), overwrite)
+                info = _run_info(stage, domain, config, features, started_from, known_items, accelerator)
+                Run.create(path, info, overwrite)
                 locks.enter_context(locked(path))
         run = Run.open(path)
         if tracker is not None:
@@ -132,6 +136,7 @@ def _run_info(
     config: Config,
     features: Mapping[str, FeatureSpec],
     started_from: dict[str, Any] | None,
+    known_items: Sequence[str],
     accelerator: Accelerator,
 ) -> RunInfo:
     program = Path(sys.argv[0]).name
@@ -149,6 +154,7 @@ def _run_info(
             "processes": accelerator.num_processes,
             "threads": torch.get_num_threads(),
         },
+        item_sketch=join_sketches(item_sketch(domain), known_items),
     )
 
 

@@ -48,6 +48,8 @@ class RunInfo:
     versions: dict[str, str]
     hardware: dict[str, Any] = field(default_factory=dict)
     """Name of the device, number of processes, and threads of each; empty if it was not recorded."""
+    item_sketch: list[str] = field(default_factory=list)
+    """Of the items of the Domain and of the tower that was attached (see `data.sketch`); empty if not recorded."""
 
 
 class Run:
