@@ -337,6 +337,28 @@ def test_a_loss_that_is_not_finite_is_an_error(source: Domain, tmp_path: Path) -
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
+def test_an_interrupt_does_not_save_what_is_not_finite(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two reports, where nothing else looks at the losses."""
+    path = tmp_path / "run"
+    step = Trainer._step
+
+    def spoilt(self: Trainer, number: int) -> dict[str, torch.Tensor]:
+        if number == 5:
+            for parameter in self._model.parameters():
+                parameter.data.fill_(torch.nan)
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", spoilt)
+        interrupt_at(patch, step=6)
+        with pytest.raises(BivrecError, match=r"the loss is not finite at step 7: .*learning_rate"):
+            pretrain(source, path, with_steps(8, 4))
+    assert Run.open(path).progress("last").step == 4
+    assert same(weights(resume(path)), weights(pretrain(source, tmp_path / "straight", with_steps(8, 4))))
+
+
 def test_a_tracker_that_is_not_installed_is_an_error(source: Domain, tmp_path: Path) -> None:
     with pytest.raises(BivrecError, match="--track nosuchtracker: it is not installed"):
         pretrain(source, tmp_path / "run", config(), tracker="nosuchtracker")

@@ -128,10 +128,14 @@ class Trainer:
                 display.advance()
                 step = self._progress.step
                 at_evaluation = step % settings.evaluate_every == 0 or step == settings.steps
-                if at_evaluation or step % REPORT_EVERY == 0:
+                at_report = at_evaluation or step % REPORT_EVERY == 0
+                if at_report:
                     means = report.means(step)
                     self._log({"split": "train", **means})
                 stop = (at_evaluation or self._asks_after(step)) and self._any_process(interrupted())
+                if stop and not at_report:
+                    # Not for the log: weights that are not finite must not replace those that are.
+                    report.means(step)
                 if at_evaluation:
                     self._progress.seconds = time.monotonic() - started
                     recall = self._validate()
