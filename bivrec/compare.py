@@ -10,6 +10,7 @@ from typing import Any
 from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
+from bivrec.locks import locked
 from bivrec.paper import name_in_paper, table1
 from bivrec.study import Entry, Measured, Overrides, Study, Training, Workshop
 from bivrec.study_plots import plot_study
@@ -93,17 +94,20 @@ def carry_out(
 
     finish: adds columns to what was measured. Returns what failed, with the complaints; the tables hold the rest.
     Started again with the same arguments it goes on where it stopped; more models, Domains and seeds may be asked then.
-    Raises BivrecError if `path` holds Runs with other settings, or a library for the tables is not installed.
+    Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, or a
+    library for the tables is not installed.
     """
     check_libraries()
     workshop = Workshop(path, recipe, seeds)
-    failed = workshop.train(study, parallel, report)
-    measured = workshop.measure(study, failed, report)
-    if finish is not None:
-        measured = finish(workshop, measured)
-    if measured:
-        write_tables(path, name, study, tables_of(measured))
-        picture(path / f"{name}.png", study, measured)
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        failed = workshop.train(study, parallel, report)
+        measured = workshop.measure(study, failed, report)
+        if finish is not None:
+            measured = finish(workshop, measured)
+        if measured:
+            write_tables(path, name, study, tables_of(measured))
+            picture(path / f"{name}.png", study, measured)
     return failed
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,17 +17,18 @@ import numpy as np
 import pytest
 from click.testing import Result
 from scipy import stats
-from stages import bivrec, in_subprocess, new_run, same, settings, weights
+from stages import bivrec, in_subprocess, new_run, same, settings, values, weights
 
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
-from bivrec.compare import check_libraries, comparison
+from bivrec.compare import carry_out, check_libraries, comparison
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.jobs import Job, run_jobs
+from bivrec.locks import locked
 from bivrec.paper import table1, table2, table3
 from bivrec.pretrain import pretrain
 from bivrec.study import Workshop
@@ -318,6 +320,31 @@ def test_ctrl_c_saves_and_says_how_to_go_on(target: Domain, tmp_path: Path) -> N
     stopped = Run.open(run).progress("last").step
     assert 2 <= stopped < 5000
     assert not (run / "results.json").exists()
+
+
+def test_a_study_is_carried_out_by_one_process_at_a_time(target: Domain, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    with locked(folder):
+        refused = compare(target.path, "--models", "popularity", "--to", folder, ends=1)
+    message = f"{folder}: process {os.getpid()} on {socket.gethostname()} is at work in this folder"
+    assert refused.stderr == f"Error: {message}; wait until it has ended\n"
+    assert not list(folder.iterdir())
+    compare(target.path, "--models", "popularity", "--to", folder)
+    assert {path.name for path in folder.iterdir()} == {f"comparison.{kind}" for kind in ("csv", "md", "png", "tex")}
+
+
+def test_a_study_holds_its_lock_while_it_trains(target: Domain, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def try_it(line: str) -> None:
+        with pytest.raises(BivrecError, match="is at work") as fault, locked(tmp_path / "study"):
+            pytest.fail("the work began")
+        heard.append(str(fault.value))
+
+    carry_out(comparison([target], ["pure-id"]), "comparison", tmp_path / "study", values(), [0], report=try_it)
+    # A training, and a ranking.
+    assert len(heard) == 2
 
 
 def test_a_crash_is_a_complaint(target: Domain, tmp_path: Path, compared: Path) -> None:
