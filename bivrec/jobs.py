@@ -20,6 +20,7 @@ import torch
 from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
+from bivrec.memory import keep_freed_memory
 from bivrec.pretrain import pretrain, resume
 from bivrec.training.run import Run
 
@@ -128,6 +129,7 @@ def _work(job: Job, log: Path, device: str | None, threads: int) -> None:
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
     _die_with_parent()
+    keep_freed_memory()
     if device is not None:
         os.environ[_DEVICES] = device
     torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
+from bivrec.memory import keep_freed_memory
 
 
 @click.command()
@@ -49,6 +50,7 @@ def finetune(
     from bivrec.pretrain import resume as resume_run
     from bivrec.recipes import read_recipe
 
+    keep_freed_memory()
     if resume:
         allow_only(ctx, "path", "resume", "track")
         run = resume_run(path, track)

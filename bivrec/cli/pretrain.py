@@ -8,6 +8,7 @@ import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
 from bivrec.errors import BivrecError
+from bivrec.memory import keep_freed_memory
 
 
 @click.command()
@@ -40,6 +41,7 @@ def pretrain(
     from bivrec.data.domain import Domain
     from bivrec.recipes import read_recipe
 
+    keep_freed_memory()
     if resume:
         allow_only(ctx, "path", "resume", "track")
         run = stage.resume(path, track)
