@@ -24,7 +24,7 @@ from bivrec.config import VIEWS
 from bivrec.errors import BivrecError
 from bivrec.files import new_folder, sha256
 from bivrec.repository import is_repository
-from bivrec.training.checkpoint import read_weights
+from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
 
 
@@ -34,7 +34,7 @@ def tower_of_run(run: Run) -> Tower:
     Raises BivrecError if the Run has no multimodal view.
     """
     check_transferable(str(run.path), run.config.model, run.config.training.views)
-    weights = read_weights(run.checkpoint("best"), TOWER_PREFIX)
+    weights = checkpoint_weights(run.checkpoint("best"), TOWER_PREFIX)
     return Tower(tower_config(_config(run)), weights, source_of_run(run))
 
 
@@ -45,7 +45,7 @@ def model_of_run(run: Run) -> BiVRec:
     """
     if "id" not in run.config.training.views:
         raise BivrecError(f"{run.path}: trained with the multimodal view alone; publish its tower with --model tower")
-    weights = read_weights(run.checkpoint("best"))
+    weights = checkpoint_weights(run.checkpoint("best"))
     return BiVRec(_config(run), weights, source_of_run(run), run.open_domain().item_ids())
 
 

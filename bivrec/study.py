@@ -25,7 +25,7 @@ from bivrec.jobs import Job, check_kept, is_finished, run_jobs
 from bivrec.model.bivrec import BiVRec
 from bivrec.pretrain import with_features_of
 from bivrec.scorers import named_scorers
-from bivrec.training.checkpoint import read_weights
+from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
 
 PerUser = npt.NDArray[np.float64]
@@ -222,7 +222,7 @@ class Workshop:
             return []
         runs = [run for _, run in self.finished(ranked_by)]
         seconds = float(np.mean([run.progress("last").seconds for run in runs]))
-        weights = sum(tensor.numel() for tensor in read_weights(runs[0].checkpoint("best")).values())
+        weights = sum(tensor.numel() for tensor in checkpoint_weights(runs[0].checkpoint("best")).values())
         return [
             Measured(entry, tuple(seeds), *_both_ways(results), seconds, weights)
             for entry, results in zip(entries, ranked, strict=True)

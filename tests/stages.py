@@ -22,7 +22,7 @@ from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder
 from bivrec.features.whitening import SHRINKAGE
 from bivrec.model.bivrec import BiVRec
-from bivrec.training.checkpoint import read_weights
+from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record, fresh_model
 
 TINY: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def untrained(domain: Domain, config: Config) -> BiVRec:
 
 
 def weights(run: Run, checkpoint: str = "last", prefix: str = "") -> dict[str, torch.Tensor]:
-    return read_weights(run.checkpoint(checkpoint), prefix)
+    return checkpoint_weights(run.checkpoint(checkpoint), prefix)
 
 
 def tower_weights(run: Run) -> dict[str, torch.Tensor]:

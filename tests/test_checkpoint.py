@@ -10,10 +10,10 @@ from torch import nn
 from bivrec.errors import BivrecError
 from bivrec.training.checkpoint import (
     Progress,
+    checkpoint_weights,
     load_checkpoint,
     load_weights,
     read_progress,
-    read_weights,
     save_checkpoint,
 )
 
@@ -43,7 +43,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def fault(path: Path) -> str:
     """The message of reading a bad checkpoint, the same in every way of reading it."""
     messages = set()
-    for read in (read_progress, read_weights, lambda bad: load_checkpoint(bad, *make_model())):
+    for read in (read_progress, checkpoint_weights, lambda bad: load_checkpoint(bad, *make_model())):
         with pytest.raises(BivrecError) as caught:
             read(path)
         messages.add(str(caught.value))
@@ -78,8 +78,8 @@ def test_the_next_step_is_the_same(checkpoint: Path) -> None:
 
 def test_progress_and_part_of_the_weights_can_be_read_alone(checkpoint: Path) -> None:
     assert read_progress(checkpoint) == PROGRESS
-    assert set(read_weights(checkpoint)) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert set(read_weights(checkpoint, "1.")) == {"weight", "bias"}
+    assert set(checkpoint_weights(checkpoint)) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert set(checkpoint_weights(checkpoint, "1.")) == {"weight", "bias"}
 
 
 def test_a_checkpoint_is_safetensors_and_written_whole(checkpoint: Path) -> None:
@@ -98,7 +98,7 @@ def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
     model = nn.Linear(4, 4)
     model.weight = nn.Parameter(model.weight.detach().T)
     save_checkpoint(tmp_path / "c.safetensors", model, Progress())
-    assert torch.equal(read_weights(tmp_path / "c.safetensors")["weight"], model.weight)
+    assert torch.equal(checkpoint_weights(tmp_path / "c.safetensors")["weight"], model.weight)
 
 
 def test_missing(tmp_path: Path) -> None:

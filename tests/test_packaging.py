@@ -97,7 +97,7 @@ def test_the_requirements_are_those_of_setup(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     text = archive.read(metadata).decode()
-    for needed in ("torch", "accelerate", "datasets", "huggingface-hub", "safetensors", "click"):
+    for needed in ("torch", "accelerate", "datasets", "huggingface-hub", "safetensors", "click", "filelock"):
         assert f"Requires-Dist: {needed}" in text
     assert "Requires-Python: >=3.11" in text
 

@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     Raises BivrecError if the file is missing, damaged, or of another model.
     """
     progress = read_progress(path)
-    load_weights(model, read_weights(path), str(path))
+    load_weights(model, checkpoint_weights(path), str(path))
     if optimizer is not None:
         state = optimizer.state_dict()
         state["state"] = {}
@@ -87,8 +87,11 @@ def read_progress(path: Path) -> Progress:
         raise BivrecError(f"{path}: not a checkpoint of bivrec, or damaged ({fault})") from None
 
 
-def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The model's weights whose names begin with `prefix`, without it."""
+def checkpoint_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The weights of a checkpoint's model whose names begin with `prefix`, without it.
+
+    Raises BivrecError if the file is missing or damaged.
+    """
     read_progress(path)
     with safe_open(path, framework="pt") as stored:
         names = [name for name in stored.keys() if name.startswith(_MODEL + prefix)]  # noqa: SIM118
