@@ -56,6 +56,34 @@ def test_folders_of_transformers(domain, tmp_path):
     }
 
 
+def test_the_encoder_of_a_folder_has_a_name(domain, tmp_path):
+    bert, resnet = save_bert(tmp_path / "text/model"), save_resnet(tmp_path / "image/model")
+    names = ("--text-name", "sentence-transformers/mini", "--image-name", "resnet-18")
+    assert run(domain.path, "--text", bert, "--image", resnet).exit_code == 0
+    unnamed = Domain.open(domain.path).info.features
+    assert {spec.encoder for spec in unnamed.values()} == {"model"}
+    result = run(domain.path, "--text", bert, "--image", resnet, *names, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "; sentence-transformers/mini@sha256:" in result.output
+    named = Domain.open(domain.path).info.features
+    assert {modality: spec.encoder for modality, spec in named.items()} == {
+        "text": "sentence-transformers/mini",
+        "image": "resnet-18",
+    }
+    # A tower knows the encoder by its weights.
+    check_contract(named, unnamed, tower="t", domain="d")
+    with pytest.raises(BivrecError) as fault:
+        check_contract({"text": named["text"]}, {}, tower="t", domain="d")
+    assert "`bivrec encode d --text FOLDER --text-name sentence-transformers/mini --pooling mean" in str(fault.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b/c", "| x |"])
+def test_impossible_names_of_encoders(domain, tmp_path, name):
+    result = run(domain.path, "--text", save_bert(tmp_path / "bert"), "--text-name", name)
+    assert result.exit_code == 2
+    assert "expected letters, digits" in result.output
+
+
 def test_only_the_named_modality_is_encoded(domain):
     assert run(domain.path, "--image", "descriptor").exit_code == 0
     assert set(Domain.open(domain.path).info.features) == {"image"}
@@ -64,7 +92,7 @@ def test_only_the_named_modality_is_encoded(domain):
 def test_without_options_the_encoders_of_the_paper_are_used(domain, monkeypatch):
     asked = []
 
-    def load(source, preprocessor, device):
+    def load(source, *settings):
         asked.append(source)
         raise KeyboardInterrupt
 
@@ -119,6 +147,9 @@ def test_images_help_no_domain_whose_items_name_none(tmp_path):
         ("--image-features f.npy --ids ids.txt --batch-size 8", "leave --batch-size out: of no use without an encoder"),
         ("--text hashing --ids ids.txt", "leave --ids out: of no use without a .npy feature file"),
         ("--text-features f.safetensors --ids ids.txt", "leave --ids out: of no use without a .npy feature file"),
+        ("--text hashing --text-name mine", "leave --text-name out: of no use without --text FOLDER; other encoders"),
+        ("--image microsoft/resnet-50 --image-name mine", "leave --image-name out: of no use without --image FOLDER"),
+        ("--text hashing --image-name mine", "leave --image-name out: of no use without --image FOLDER"),
         ("--text=", "--text and --image: expected the name of an encoder, found nothing"),
     ],
 )

@@ -55,7 +55,7 @@ def test_message_names_both_sides_and_the_command():
         (FeatureSpec("hashing", "1", 256, "sum", SHRINKAGE), "--text hashing --whiten"),
         (FeatureSpec("hashing", "1", 256, "sum", 2.0), "--text hashing --whiten --shrinkage 2"),
         (FeatureSpec("hashing", "1", 256, "sum", 0.123456789), "--text hashing --whiten --shrinkage 0.123456789"),
-        (FeatureSpec("mini", "sha256:ab", 384, "cls", None), "--text FOLDER/mini --pooling cls"),
+        (FeatureSpec("mini", "sha256:ab", 384, "cls", None), "--text FOLDER --text-name mini --pooling cls"),
         (FeatureSpec("bert", "86b5e09", 768, "mean", None, 32), "--text bert@86b5e09 --pooling mean --max-tokens 32"),
         (FeatureSpec("ours", None, 384, "file", None), "--text-features FILE --text ours"),
         (FeatureSpec("file", "sha256:ab", 384, "file", None), "--text-features FILE"),

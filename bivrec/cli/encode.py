@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -17,12 +18,24 @@ TEXT_ENCODER = "bert-base-uncased"
 IMAGE_ENCODER = "microsoft/resnet-50"
 MAX_SHRINKAGE = 1e6
 FILE = click.Path(path_type=Path)
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Callback of a name for cards and tables, such as a model of the Hub has."""
+    if value is not None and not NAME.fullmatch(value):
+        raise click.BadParameter(f"{value!r}: expected letters, digits, '.', '_' and '-', as in ORG/NAME or NAME")
+    return value
 
 
 @click.command()
 @click.argument("domain", type=DOMAIN)
 @click.option("--text", metavar="ENCODER", help="Hub id (MODEL or MODEL@REVISION), folder, or `hashing`.")
 @click.option("--image", metavar="ENCODER", help="Hub id (MODEL or MODEL@REVISION), folder, or `descriptor`.")
+@click.option("--text-name", metavar="NAME", callback=_name,
+              help="Name of a --text folder in cards and errors.  [default: its last part]")  # fmt: skip
+@click.option("--image-name", metavar="NAME", callback=_name,
+              help="Name of an --image folder.  [default: its last part]")  # fmt: skip
 @click.option("--text-features", type=FILE, help="Text features computed elsewhere; --text then names their encoder.")
 @click.option(
     "--image-features", type=FILE, help="Image features computed elsewhere; --image then names their encoder."
@@ -46,6 +59,8 @@ def encode(
     domain: Path | str,
     text: str | None,
     image: str | None,
+    text_name: str | None,
+    image_name: str | None,
     text_features: Path | None,
     image_features: Path | None,
     ids: Path | None,
@@ -84,13 +99,16 @@ def encode(
             raise BivrecError(
                 f"{domain}: its items have neither texts nor images; give --text-features or --image-features"
             )
+    for modality, source, features in (("text", text, text_features), ("image", image, image_features)):
+        in_folder = source and not features and Path(source).is_dir()
+        refuse_unused((f"{modality}_name",), f"--{modality} FOLDER; other encoders have a name", in_folder)
     _refuse_unused(None if text_features else text, None if image_features else image, text_features, image_features)
     if not overwrite:
         given = {"text": text or text_features, "image": image or image_features}
         check_absent(opened, [modality for modality, source in given.items() if source])
     # Both before the first of them runs, which may take hours.
-    text_encoder = None if text_features or not text else _text_encoder(text, pooling, max_tokens, device)
-    image_encoder = None if image_features or not image else _image_encoder(image, device)
+    text_encoder = None if text_features or not text else _text_encoder(text, text_name, pooling, max_tokens, device)
+    image_encoder = None if image_features or not image else _image_encoder(image, image_name, device)
     how = _How(whitening=whitening, half=half)
     encoded = []
     if text_features:
@@ -102,8 +120,8 @@ def encode(
     elif image_encoder:
         encoded.append(encode_images(opened, image_encoder, images, batch_size=batch_size, **how))
     store(opened, *encoded)
-    for modality in encoded:
-        _report(modality)
+    for one in encoded:
+        _report(one)
 
 
 class _How(TypedDict):
@@ -113,20 +131,20 @@ class _How(TypedDict):
     half: bool
 
 
-def _text_encoder(source: str, pooling: str, max_tokens: int, device: str | None) -> Encoder:
+def _text_encoder(source: str, name: str | None, pooling: str, max_tokens: int, device: str | None) -> Encoder:
     from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 
     if source == HashingTextEncoder.name:
         return HashingTextEncoder()
-    return TransformersTextEncoder(source, pooling=pooling, max_tokens=max_tokens, device=device)
+    return TransformersTextEncoder(source, name=name, pooling=pooling, max_tokens=max_tokens, device=device)
 
 
-def _image_encoder(source: str, device: str | None) -> Encoder:
+def _image_encoder(source: str, name: str | None, device: str | None) -> Encoder:
     from bivrec.features.image import DescriptorImageEncoder, TransformersImageEncoder
 
     if source == DescriptorImageEncoder.name:
         return DescriptorImageEncoder()
-    return TransformersImageEncoder(source, device=device)
+    return TransformersImageEncoder(source, name=name, device=device)
 
 
 def _refuse_unused(text: str | None, image: str | None, *files: Path | None) -> None:

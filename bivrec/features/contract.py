@@ -91,7 +91,7 @@ def _options(modality: str, spec: FeatureSpec) -> str:
     if spec.encoder in BUILT_IN:
         return f"--{modality} {spec.encoder}{whiten}"
     local = spec.revision is not None and spec.revision.startswith(LOCAL_REVISION)
-    source = f"FOLDER/{spec.encoder}" if local else f"{spec.encoder}@{spec.revision}"
+    source = f"FOLDER --{modality}-name {spec.encoder}" if local else f"{spec.encoder}@{spec.revision}"
     pooling = f" --pooling {spec.pooling}" if modality == "text" else ""
     tokens = f" --max-tokens {spec.max_tokens}" if spec.max_tokens else ""
     return f"--{modality} {source}{pooling}{tokens}{whiten}"

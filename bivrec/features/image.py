@@ -60,10 +60,11 @@ class TransformersImageEncoder:
 
     pooling = "pooler"
 
-    def __init__(self, source: str, *, device: str | None = None) -> None:
+    def __init__(self, source: str, *, name: str | None = None, device: str | None = None) -> None:
+        """name: of a local folder, for people; its own if None."""
         _pillow()
         self.device = device or default_device()
-        pretrained = load_pretrained(source, "AutoImageProcessor", self.device)
+        pretrained = load_pretrained(source, "AutoImageProcessor", self.device, name)
         self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self._model, self._processor = pretrained.model, pretrained.preprocessor
         config = self._model.config

@@ -24,7 +24,7 @@ class Pretrained:
     """A frozen network with what prepares its input (tokenizer or image processor)."""
 
     name: str
-    """Hub id, or the name of the local folder."""
+    """Hub id, or what the local folder is called."""
     revision: str
     """Commit hash on the Hub, or `sha256:...` over the weights of a local folder."""
     weights: str | None
@@ -33,9 +33,10 @@ class Pretrained:
     preprocessor: Any
 
 
-def load_pretrained(source: str, preprocessor: str, device: str) -> Pretrained:
+def load_pretrained(source: str, preprocessor: str, device: str, called: str | None = None) -> Pretrained:
     """Load `MODEL`, `MODEL@REVISION` or a local folder with AutoModel, and its `preprocessor` (name of an Auto class).
 
+    called: what a local folder is called, its own name if None; towers know such an encoder by its weights.
     Only safetensors weights are read. Raises BivrecError if `transformers` or the model is missing,
     or if a weight of the network is not in the checkpoint (it would be random).
     """
@@ -71,7 +72,7 @@ def load_pretrained(source: str, preprocessor: str, device: str) -> Pretrained:
     snapshot = folder if is_folder else _snapshot(name, revision)
     checksum = _hash_weights(snapshot)
     return Pretrained(
-        name=folder.resolve().name if is_folder else name,
+        name=(called or folder.resolve().name) if is_folder else name,
         revision=checksum if is_folder else snapshot.name,
         weights=None if is_folder else checksum,
         model=model,

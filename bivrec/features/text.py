@@ -23,11 +23,20 @@ class TransformersTextEncoder:
     `mean` pools over the real tokens (special tokens included), `cls` takes the first token.
     """
 
-    def __init__(self, source: str, *, pooling: str = "mean", max_tokens: int = 64, device: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        pooling: str = "mean",
+        max_tokens: int = 64,
+        device: str | None = None,
+    ) -> None:
+        """name: of a local folder, for people; its own if None."""
         if pooling not in POOLINGS:
             raise BivrecError(f"pooling '{pooling}': expected one of {', '.join(POOLINGS)}")
         self.device = device or default_device()
-        pretrained = load_pretrained(source, "AutoTokenizer", self.device)
+        pretrained = load_pretrained(source, "AutoTokenizer", self.device, name)
         self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self.pooling, self.max_tokens = pooling, max_tokens
         self._model, self._tokenizer = pretrained.model, pretrained.preprocessor
