@@ -21,6 +21,14 @@ def test_tables(run, interactions_csv, tmp_path):
     assert Domain.open(tmp_path / "shop").info.users == {"train": 8, "validation": 1, "test": 1}
 
 
+def test_without_a_core_nothing_is_told_of_it(run, interactions_csv, tmp_path):
+    arguments = ("tables", "--interactions", interactions_csv, "--split", "1:1:1", "--to")
+    assert (
+        "by the 1-core 0 users, 0 items and 0 interactions; " in run(*arguments, tmp_path / "one", "--k-core", 1).output
+    )
+    assert "exact duplicates; 0 items without interactions" in run(*arguments, tmp_path / "none", "--k-core", 0).output
+
+
 def test_overwrite_spares_what_is_no_domain(run, interactions_csv, tmp_path):
     options = ("--interactions", interactions_csv, "--overwrite", "--to")
     for _ in range(2):

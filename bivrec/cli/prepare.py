@@ -205,10 +205,12 @@ def _report(domain: Domain) -> None:
     click.echo(f"  {'all':<10} {info.num_users:>10,} users {info.num_interactions:>12,} interactions{once}")
     click.echo(f"  {info.num_items:,} items, density {density:.4%}")
     dropped = info.dropped
-    click.echo(
-        f"  dropped: {dropped['duplicate_interactions']:,} exact duplicates; by the {info.k_core}-core "
-        f"{dropped['k_core_users']:,} users, {dropped['k_core_items']:,} items and "
+    by_the_core = (
+        f"by the {info.k_core}-core {dropped['k_core_users']:,} users, {dropped['k_core_items']:,} items and "
         f"{dropped['k_core_interactions']:,} interactions; "
+    )
+    click.echo(
+        f"  dropped: {dropped['duplicate_interactions']:,} exact duplicates; {by_the_core if info.k_core else ''}"
         f"{dropped['items_without_interactions']:,} items without interactions"
     )
     if "interactions_with_other_domain" in dropped:
