@@ -10,8 +10,9 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -249,7 +250,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
             raise BivrecError(f"--set {override}: expected section.key=value, for example model.hidden_size=128")
-        target = result.setdefault(section, {})
+        target = result[section] = {} if result.get(section) is None else result[section]
         if not isinstance(target, dict):
             raise BivrecError(f"--set {override}: '{section}' has no keys of its own; the sections are {_sections()}")
         try:
@@ -259,17 +260,31 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
-def describe(config: Config) -> str:
-    """The configuration as a YAML recipe in which every key carries its description."""
+def describe(config: Config, *, beside_tower: Collection[str] | None = None) -> str:
+    """The configuration as a YAML recipe in which every key carries its description.
+
+    beside_tower: of a finetuning, the settings of the architecture that its recipe names; the others are the tower's,
+    and are told in comments.
+    """
     # JSON is YAML on one line.
     lines = [f"description: {json.dumps(config.description)}"]
     for section in ("model", "objective", "training"):
         lines += ["", f"{section}:"]
         part = getattr(config, section)
         for item in dataclasses.fields(part):
-            value = json.dumps(_plain(getattr(part, item.name)))
-            lines.append(f"  {f'{item.name}: {value}':<36} # {item.metadata['help']}")
+            setting = f"{item.name}: {json.dumps(_plain(getattr(part, item.name)))}"
+            if section == "model" and beside_tower is not None and item.name not in beside_tower:
+                setting = f"# {item.name}: from the tower"
+            lines.append(f"  {setting:<36} # {_help(item.metadata)}")
     return "\n".join(lines) + "\n"
+
+
+def _help(setting: Mapping[str, Any]) -> str:
+    """The description of a setting, with the values that it admits if it does not name them itself."""
+    text, choices = str(setting["help"]), list(setting["choices"] or [])
+    if all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", text) for choice in choices):
+        return text
+    return f"{text}{'; choices' if set(':;') & set(text) else ''}: {', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _sections() -> str:
@@ -295,7 +310,9 @@ def _build(cls: type[T], values: Any, prefix: str, faults: list[str]) -> T:
             hint = f"did you mean {near[0]}? " if near else ""
             faults.append(f"{prefix}{key}: unknown key; {hint}allowed: {', '.join(known)}")
         elif dataclasses.is_dataclass(types[key]):
-            arguments[key] = _build(typing.cast("type[Any]", types[key]), value, f"{prefix}{key}.", faults)
+            # In YAML, of a section whose keys are all comments there is None.
+            part = {} if value is None else value
+            arguments[key] = _build(typing.cast("type[Any]", types[key]), part, f"{prefix}{key}.", faults)
         else:
             arguments[key] = _convert(value, types[key], known[key].metadata, f"{prefix}{key}", faults)
     return cls(**arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,14 +26,34 @@ def recipe_names() -> list[str]:
     ]
 
 
+def full_name(name: str, stage: str | None = None) -> str:
+    """`stage/name` of a recipe that ships with bivrec, whose stage may be left out if no other stage has the name.
+
+    stage: whose recipe is meant where `name` does not say so. Raises BivrecError if there is no such recipe, or two.
+    """
+    of_stages = [known for known in recipe_names() if name in (known, known.partition("/")[2])]
+    found = [known for known in of_stages if stage is None or "/" in name or known.startswith(f"{stage}/")]
+    if len(found) == 1:
+        return found[0]
+    if of_stages:
+        raise BivrecError(f"{name}: a recipe belongs to a stage; say {' or '.join(of_stages)}")
+    raise BivrecError(f"recipe {name}: no such recipe; there are {', '.join(recipe_names())}, or a .yaml file")
+
+
 def launch_configs() -> dict[str, Path]:
     """The launch configurations of Accelerate that ship with bivrec, by name: `gpu-8` and so on."""
     folder = Path(str(resources.files(PACKAGES["pretrain"]) / "launch"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def launch_summary(path: Path) -> str:
+    """The comment at the head of a launch configuration, on one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
 def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Values of a recipe with `section.key=value` overrides: a YAML file, `stage/name`, or `name` of the given stage.
+    """Values of a recipe with `section.key=value` overrides: a YAML file, or a name that `full_name` knows.
 
     Raises BivrecError if there is no such recipe, with the names that there are.
     """
@@ -45,12 +66,7 @@ def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = 
         except UnicodeDecodeError as fault:
             raise BivrecError(f"recipe {name}: not UTF-8 text ({fault}); save it as UTF-8") from None
     else:
-        full = name if "/" in name or stage is None else f"{stage}/{name}"
-        if full not in recipe_names():
-            if of_stages := [known for known in recipe_names() if known.partition("/")[2] == name]:
-                raise BivrecError(f"{name}: a recipe belongs to a stage; say {' or '.join(of_stages)}")
-            raise BivrecError(f"recipe {name}: no such recipe; there are {', '.join(recipe_names())}, or a .yaml file")
-        folder, _, base = full.partition("/")
+        folder, _, base = full_name(name, stage).partition("/")
         text = (resources.files(PACKAGES[folder]) / f"{base}.yaml").read_text(encoding="utf-8")
     try:
         values = yaml.safe_load(text) or {}

@@ -1,12 +1,13 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 from stages import bivrec
 
-from bivrec.config import Config, config_from_dict
+from bivrec.config import Config, ModelConfig, config_from_dict
 from bivrec.errors import BivrecError
-from bivrec.recipes import PACKAGES, read_recipe, recipe_names
+from bivrec.recipes import PACKAGES, full_name, launch_configs, read_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"pretrain": ROOT / "pretrain", "finetune": ROOT / "finetune"}
@@ -51,6 +52,39 @@ class TestRecipe:
 
 def test_list_is_the_same_as_no_command() -> None:
     assert bivrec("recipes", "list").stdout == bivrec("recipes").stdout != ""
+
+
+def test_a_stage_may_be_left_out_where_one_has_the_name() -> None:
+    assert bivrec("recipes", "show", "ml-1m").stdout == bivrec("recipes", "show", "pretrain/ml-1m").stdout != ""
+    assert full_name("default", "finetune") == "finetune/default"
+
+
+def test_choices_are_listed_where_the_description_does_not_name_them() -> None:
+    shown = {
+        line.split(":")[0].strip(): line for line in bivrec("recipes", "show", "pretrain/default").stdout.splitlines()
+    }
+    assert shown["optimizer"].endswith("# optimiser: adam or adamw")
+    assert shown["assignment"].endswith("(Eq. 8-10): gumbel-hard, softmax-hard or softmax-soft")
+    assert shown["selection_view"].endswith(": id, mm or both")
+    assert shown["modalities"].endswith("that the Domain has); choices: text or image")
+    assert "unisrec" in shown["system"]
+    assert shown["score"].endswith("# item score: dot product (the paper) or cosine with a learned scale")
+
+
+def test_the_architecture_of_a_finetuning_is_the_towers() -> None:
+    name = "finetune/default"
+    shown = bivrec("recipes", "show", name, "--set", "model.dropout=0.1").stdout
+    model = yaml.safe_load(shown)["model"]
+    assert model == {**read_recipe(name)["model"], "dropout": 0.1}
+    for setting in dataclasses.fields(ModelConfig):
+        assert (f"  # {setting.name}: from the tower " in shown) == (setting.name not in model)
+    assert "from the tower" not in bivrec("recipes", "show", "pretrain/default").stdout
+
+
+def test_launch_configurations_are_listed_in_whole_sentences() -> None:
+    listed = bivrec("recipes", "launch").stdout.splitlines()
+    assert len(listed) == len(launch_configs())
+    assert all(line.endswith(".") for line in listed)
 
 
 def test_overrides() -> None:

@@ -29,23 +29,29 @@ def list_recipes() -> None:
 @click.argument("name")
 @set_option
 def show(name: str, overrides: tuple[str, ...]) -> None:
-    """Print the recipe NAME with every setting and its description."""
-    from bivrec.config import config_from_dict, describe
-    from bivrec.recipes import read_recipe
+    """Print the recipe NAME with every setting and its description.
 
-    click.echo(describe(config_from_dict(read_recipe(name, None, overrides), f"recipe {name}")), nl=False)
+    NAME is one of those that `bivrec recipes` lists, without its stage if no other stage has it, or a YAML file.
+    """
+    from bivrec.config import config_from_dict, describe
+    from bivrec.recipes import full_name, read_recipe
+
+    values = read_recipe(name, None, overrides)
+    finetunes = not name.endswith((".yaml", ".yml")) and full_name(name).startswith("finetune/")
+    config = config_from_dict(values, f"recipe {name}")
+    click.echo(describe(config, beside_tower=values.get("model") or {} if finetunes else None), nl=False)
 
 
 @recipes.command()
 @click.argument("name", required=False)
 def launch(name: str | None) -> None:
-    """Print the file of the launch configuration NAME, or list all: `accelerate launch --config_file FILE ...`."""
-    from bivrec.recipes import launch_configs
+    """Print the path of the launch configuration NAME, or list all: `accelerate launch --config_file PATH ...`."""
+    from bivrec.recipes import launch_configs, launch_summary
 
     files = launch_configs()
     if name is None:
         for listed, path in files.items():
-            click.echo(f"{listed:<12} {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
+            click.echo(f"{listed:<12} {launch_summary(path)}")
     elif name in files:
         click.echo(files[name])
     else:
