@@ -97,7 +97,7 @@ def _stranger(domain: Domain, tower: Tower, name: str, kind: str, warn: Callable
         return NamedScorer(f"{name} zero-shot", scorer, kind, tower.source)
     known = f"trained on {100 * share:.0f} % of these items"
     warn(
-        f"{name}: {known}, and perhaps with these users, so that its results are not zero-shot; "
+        f"{tower.source['name']}: {known}, and perhaps with these users, so that its results are not zero-shot; "
         "leave the items out with `bivrec prepare ... --without DOMAIN`, the Domain of its training"
     )
     return NamedScorer(f"{name} {known}", scorer, kind, tower.source)

@@ -22,7 +22,7 @@ from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
 from bivrec.model.bivrec import BiVRec
-from bivrec.training.checkpoint import Progress, load_checkpoint, read_progress, read_weights
+from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
@@ -155,7 +155,7 @@ class Run:
 
     def id_weight(self) -> float | None:
         """Share of the ID view where both rank together, fit when the training has ended; None: one view alone."""
-        weights = read_weights(self.checkpoint("best"), "id_weight")
+        weights = checkpoint_weights(self.checkpoint("best"), "id_weight")
         return round(float(weights[""]), 6) if weights else None
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
