@@ -41,6 +41,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, sha256, write_json
 from bivrec.model.bivrec import BiVRec as BiVRecNetwork
+from bivrec.model.items import IdItems
 from bivrec.model.tower import Tower as TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 
@@ -262,8 +263,16 @@ class Tower(_Published):
         return network.eval()
 
 
+LEAST_KNOWN = 0.5
+"""Share of a catalogue's items that a joint model must have been trained on to rank it."""
+
+
 class BiVRec(_Published):
-    """A published joint model: an ID tower and a multimodal tower on the catalogue that it was trained on."""
+    """A published joint model: an ID tower and a multimodal tower on the catalogue that it was trained on.
+
+    The catalogue may have changed since: items that are gone are left out, and items that are new have no ID vector.
+    The ID view knows them by their content alone (`id_items: ids+features`), or not at all.
+    """
 
     def __init__(
         self, config: ArtefactConfig, weights: dict[str, Tensor], source: dict[str, Any], item_ids: Sequence[str]
@@ -272,6 +281,7 @@ class BiVRec(_Published):
         super().__init__(config, weights, source)
         self.item_ids = list(item_ids)
         self._attached: BiVRecNetwork | None = None
+        self._rows: Tensor | None = None
 
     @classmethod
     def from_pretrained(cls, source: str | Path, domain: Domain, revision: str | None = None) -> BiVRec:
@@ -290,13 +300,14 @@ class BiVRec(_Published):
         return self._config.views
 
     def attach(self, domain: Domain) -> BiVRecNetwork:
-        """The network on the Domain of its catalogue; it shares its weights with this model, and `scorer` uses it.
+        """The network on the Domain of its catalogue, which `scorer` uses.
 
-        Raises BivrecError if the Domain has other items, or its features were made in another way.
+        It shares its weights with this model, but for ID tables whose rows are arranged anew for another catalogue.
+        Raises BivrecError if the Domain's items are other ones, or its features were made in another way.
         """
-        self._check_catalogue(domain)
-        network = empty_network(self._config)
-        network.load_state_dict(self.weights, assign=True)
+        self._rows = self._rows_of(domain)
+        network = empty_network(dataclasses.replace(self._config, num_items=domain.num_items))
+        network.load_state_dict(self._arranged(network), assign=True)
         if "mm" in self.views:
             features = contract_features(self.features, domain, tower=str(self.source["name"]))
             attach_features({view: network.tower(view) for view in network.views}, features)
@@ -307,8 +318,13 @@ class BiVRec(_Published):
         """Move the weights to a device, those of the attached network too; returns the model itself."""
         super().to(device)
         if self._attached is not None:
-            self._attached.load_state_dict(self.weights, assign=True)
+            self._attached.load_state_dict(self._arranged(self._attached), assign=True)
         return self
+
+    @property
+    def num_new_items(self) -> int:
+        """Items of the attached Domain that the model was not trained on."""
+        return 0 if self._rows is None else int((self._rows[1:] == 0).sum())
 
     def scorer(self, view: str = "both") -> ModelScorer:
         """What ranks the catalogue of the attached Domain with `id`, `mm` or `both`."""
@@ -335,13 +351,28 @@ class BiVRec(_Published):
         super().write(folder, name, picture)
         write_json(folder / ITEMS_FILE, self.item_ids)
 
-    def _check_catalogue(self, domain: Domain) -> None:
+    def _rows_of(self, domain: Domain) -> Tensor | None:
+        """[V + 1]: row of the ID table for each item of the Domain, 0 for new ones; None: the catalogue is its own."""
         # Not the checksum of the catalogue: its titles and texts may have changed, and the ID table knows ids alone.
-        if domain.item_ids() != self.item_ids:
+        items = domain.item_ids()
+        if items == self.item_ids:
+            return None
+        known = {item: row for row, item in enumerate(self.item_ids, start=1)}
+        rows = torch.tensor([0, *(known.get(item, 0) for item in items)])
+        if (count := int((rows > 0).sum())) < LEAST_KNOWN * len(items):
             raise BivrecError(
-                f"{self.source['name']}: trained on {len(self.item_ids)} other items than those of {domain.path}; "
-                "to use its tower there, give --zero-shot or finetune from it"
+                f"{self.source['name']}: trained on {count:,} of the {len(items):,} items of {domain.path}, too few to "
+                "rank them; to use its tower there, give --zero-shot or finetune from it"
             )
+        return rows
+
+    def _arranged(self, network: BiVRecNetwork) -> dict[str, Tensor]:
+        """The weights for a network on the attached catalogue."""
+        if self._rows is None:
+            return self.weights
+        tables = {f"{name}.table.weight" for name, part in network.named_modules() if isinstance(part, IdItems)}
+        # Row 0 is padding, a zero vector, and so what a new item has.
+        return {name: value[self._rows] if name in tables else value for name, value in self.weights.items()}
 
 
 def load(source: str) -> Tower | BiVRec:

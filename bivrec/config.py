@@ -236,8 +236,10 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     """Build the architecture of a published tower, with the same checks as a recipe."""
-    # They come from a file of anybody's, so they may not even be a mapping; config_from_dict says so.
-    limits = SYSTEM_LIMITS.get(str(values.get("system"))) if isinstance(values, Mapping) else None
+    # They come from a file of anybody's.
+    if not isinstance(values, Mapping):
+        raise BivrecError(f"{source}: model: expected keys and values, found {values!r}")
+    limits = SYSTEM_LIMITS.get(str(values.get("system")))
     views = limits[0][0] if limits else VIEWS
     return config_from_dict({"model": values, "training": {"views": views}}, source).model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
-from bivrec.hub import source_of_run, tower_of_run
+from bivrec.hub import model_of_run, source_of_run, tower_of_run
 from bivrec.model.bivrec import BiVRec
 from bivrec.training.run import Run, domain_record
 
@@ -59,7 +59,7 @@ def named_scorers(
     for floor in floors:
         yield NamedScorer(floor, fit_floor(floor, domain), "floor", {"name": floor})
     for source in published:
-        yield from _published(domain, source, view, zero_shot, warn)
+        yield from _published(domain, source, load(source), view, zero_shot, warn)
     names = [path.name for path in runs]
     for path in runs:
         run = Run.open(path)
@@ -72,14 +72,56 @@ def named_scorers(
             yield from _views(model, view, name_of_run, "run", source_of_run(run))
 
 
+def recommender(
+    domain: Domain,
+    run: Path | None,
+    published: str | None,
+    *,
+    view: str,
+    zero_shot: bool,
+    warn: Callable[[str], None] = lambda line: None,
+) -> NamedScorer:
+    """What recommends items of `domain`: a Run, or else a published model, as of `named_scorers`.
+
+    The catalogue may have changed since a model with an ID view was trained (see `artefact.BiVRec`).
+    """
+    if published is not None:
+        model = load(published)
+        if isinstance(model, PublishedBiVRec) and not zero_shot:
+            return _on_any_catalogue(domain, model, view, published.rstrip("/"), "model")
+        return next(_published(domain, published, model, view, zero_shot, warn))
+    assert run is not None
+    opened = Run.open(run)
+    changed = opened.info.domain["catalogue"] != domain_record(domain)["catalogue"]
+    if changed and "id" in opened.config.training.views and not zero_shot:
+        return _on_any_catalogue(domain, model_of_run(opened), view, run.name, "run")
+    return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot, warn=warn))
+
+
+def _on_any_catalogue(domain: Domain, model: PublishedBiVRec, view: str, name: str, kind: str) -> NamedScorer:
+    found = next(_views(model.attach(domain), view, name, kind, model.source))
+    new = model.num_new_items
+    return replace(found, name=f"{found.name}, {new:,} new item{'s' if new > 1 else ''}") if new else found
+
+
 def _published(
-    domain: Domain, source: str, view: str, zero_shot: bool, warn: Callable[[str], None]
+    domain: Domain,
+    source: str,
+    model: Tower | PublishedBiVRec,
+    view: str,
+    zero_shot: bool,
+    warn: Callable[[str], None],
 ) -> Iterator[NamedScorer]:
-    model = load(source)
     name = source.rstrip("/")
     if isinstance(model, PublishedBiVRec):
         if not zero_shot:
-            yield from _views(model.attach(domain), view, name, "model", model.source)
+            network = model.attach(domain)
+            if model.item_ids != domain.item_ids():
+                raise BivrecError(
+                    f"{source}: trained on another preparation of these items, and perhaps on these users; "
+                    "`bivrec recommend` ranks a catalogue that has changed, and --zero-shot uses the tower alone"
+                )
+            yield from _views(network, view, name, "model", model.source)
             return
         model = model.tower
     _refuse_id(source, view)

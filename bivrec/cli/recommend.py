@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bivrec.data.domain import Domain, Sequences
-    from bivrec.scorers import NamedScorer
 
 SPLIT_CHOICES = ("train", "validation", "test")
 RECENT = 10
@@ -71,6 +70,7 @@ def recommend(
     from bivrec.data.domain import Domain
     from bivrec.recommend import check_output, write_recommendations
     from bivrec.recommend import recommend as ranked
+    from bivrec.scorers import recommender
 
     if (run is None) == (source is None):
         raise BivrecError("expected one model: give --run or --from-hub")
@@ -85,7 +85,7 @@ def recommend(
         check_output(to, overwrite=overwrite)
     opened = Domain.open(domain)
     users = _users(opened, split or "test", user_ids, history, columns)
-    model = _scorer(opened, run, source, view, zero_shot)
+    model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
     titles = titles or to is None
     tables = ranked(opened, model.scorer, users, k, remove_seen=remove_seen, titles=titles, because=because)
     if to is not None:
@@ -112,13 +112,6 @@ def _users(
             err=True,
         )
     return find_users([read.users], user_ids, str(history)) if user_ids else read.users
-
-
-def _scorer(domain: Domain, run: Path | None, source: str | None, view: str, zero_shot: bool) -> NamedScorer:
-    from bivrec.scorers import named_scorers
-
-    runs, published = [run] if run else [], [source] if source else []
-    return next(named_scorers(domain, runs, published, view=view, zero_shot=zero_shot))
 
 
 def _print_lists(domain: Domain, users: Sequences, rows: Sequence[dict[str, Any]]) -> None:

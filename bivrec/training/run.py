@@ -113,7 +113,8 @@ class Run:
         if record["catalogue"] != self._catalogue:
             raise BivrecError(
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
-                f"not on those of {domain.location}; to use its tower there, give --zero-shot"
+                f"not on those of {domain.location}; `bivrec recommend` ranks a catalogue that has changed, and "
+                "--zero-shot uses the tower alone"
             )
         # The same items may have other splits, in which users of the training are asked as if they were unknown.
         if record["protocol"] != self._protocol:

@@ -1,0 +1,110 @@
+"""Joint models on a catalogue that has changed since the training."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from stages import bivrec, config, succeed
+
+from bivrec.artefact import BiVRec
+from bivrec.data.domain import SPLITS, Domain, Sequences, write_domain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.files import new_folder
+from bivrec.hub import publish
+from bivrec.pretrain import pretrain
+
+pytest_plugins = ("stage_fixtures",)
+
+GONE, NEW = 3, ("new-1", "new-2")
+MODALITIES = ("text", "image")
+
+
+@pytest.fixture(scope="module", params=["ids", "ids+features"])
+def joint(request: pytest.FixtureRequest, source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("joint")
+    trained = config(model={"id_items": request.param, "repeat_bias": True})
+    return Path(publish(pretrain(source, folder / "run", trained), str(folder / "model"), "joint"))
+
+
+@pytest.fixture(scope="module")
+def grown(source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Domain:
+    """The source in another order of the items, without the GONE rarest ones, and with NEW ones, which nobody has."""
+    kept = np.arange(source.num_items - GONE, 0, -1)
+    ids = source.item_ids()
+    index = np.zeros(source.num_items + 1, np.int32)
+    index[kept] = np.arange(1, len(kept) + 1)
+    sequences = {split: renumbered(source.sequences(split), index) for split in SPLITS}
+    names = [ids[item - 1] for item in kept] + list(NEW)
+    items = pa.table({"item_id": names, **{name: pa.nulls(len(names)) for name in ("title", "text", "image")}})
+    info = dataclasses.replace(source.info, name="grown", num_items=len(names), features={}, files={})
+    folder = tmp_path_factory.mktemp("domains") / "grown"
+    with new_folder(folder) as staging:
+        write_domain(staging, info, sequences, items)
+    old = {name: source.features((name,)) for name in MODALITIES}
+    rows = torch.from_numpy(np.concatenate([[0], kept]))
+    features = {name: torch.cat([table[rows], table[1:3] + table[5:7]]) for name, table in old.items()}
+    present = {name: table.any(1) for name, table in features.items()}
+    return Domain.open(folder).with_features(features, present, source.info.features)
+
+
+def renumbered(part: Sequences, index: np.ndarray) -> Sequences:
+    """Without the items whose index is 0."""
+    kept = index[part.items] > 0
+    offsets = np.concatenate([[0], np.cumsum(kept)])[part.offsets]
+    return Sequences(offsets, index[part.items][kept], part.timestamps[kept], part.user_ids)
+
+
+def scores(scorer: ModelScorer, histories: torch.Tensor) -> torch.Tensor:
+    return scorer.score(scorer.encode(histories), 1, scorer.num_items + 1)
+
+
+@pytest.mark.parametrize("view", ["id", "mm", "both"])
+def test_known_items_keep_their_scores(joint: Path, source: Domain, grown: Domain, view: str) -> None:
+    before, now = BiVRec.from_pretrained(joint, source), BiVRec.from_pretrained(joint, grown)
+    assert (before.num_new_items, now.num_new_items) == (0, len(NEW))
+    ids = source.item_ids()
+    place = {item: row for row, item in enumerate(grown.item_ids(), start=1)}
+    known = [row for row, item in enumerate(ids, start=1) if item in place]
+    histories = torch.tensor([known[:4], known[5:9]])
+    moved = torch.tensor([[place[ids[item - 1]] for item in row] for row in histories.tolist()])
+    expected = scores(before.scorer(view), histories)[:, torch.tensor(known) - 1]
+    found = scores(now.scorer(view), moved)
+    torch.testing.assert_close(found[:, [place[ids[row - 1]] - 1 for row in known]], expected)
+    # A view that knows new items scores them by what they are.
+    of_new = found[:, -len(NEW) :]
+    by_content = view != "id" or now.config.id_items == "ids+features"
+    assert (of_new[:, 0] != of_new[:, 1]).all() == by_content
+
+
+def test_a_network_that_moves_keeps_the_catalogue(joint: Path, grown: Domain) -> None:
+    model = BiVRec.from_pretrained(joint, grown)
+    histories = torch.tensor([[1, 2, 3]])
+    expected = scores(model.scorer(), histories)
+    torch.testing.assert_close(scores(model.to("cpu").scorer(), histories), expected)
+
+
+@pytest.mark.parametrize("kind", ["--from-hub", "--run"])
+def test_new_items_are_recommended_and_counted(joint: Path, grown: Domain, tmp_path: Path, kind: str) -> None:
+    model = {"--from-hub": joint, "--run": joint.parent / "run"}[kind]
+    lists = tmp_path / "lists.csv"
+    said = succeed("recommend", grown.path, kind, model, "--to", lists, "--k", grown.num_items)
+    assert f"both, {len(NEW)} new items" in said
+    assert all(item in lists.read_text() for item in NEW)
+
+
+@pytest.mark.parametrize("kind", ["--from-hub", "--run"])
+def test_users_of_another_preparation_are_not_evaluated(joint: Path, grown: Domain, kind: str) -> None:
+    """They may have been trained on."""
+    model = {"--from-hub": joint, "--run": joint.parent / "run"}[kind]
+    result = bivrec("evaluate", grown.path, kind, model)
+    assert result.exit_code == 1
+    assert "`bivrec recommend` ranks a catalogue that has changed" in result.output
+
+
+def test_a_catalogue_of_others_is_refused(joint: Path, target: Domain) -> None:
+    with pytest.raises(BivrecError, match=r"trained on 0 of the .* items .*--zero-shot"):
+        BiVRec.from_pretrained(joint, target)
