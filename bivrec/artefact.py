@@ -76,6 +76,12 @@ class _Published:
         self.source = source
         """Where it came from: name, commit on the Hub (`revision`; None: a folder), and checksum of the weights."""
 
+    def __repr__(self) -> str:
+        facts = [" + ".join(self._config.views), f"width {self.config.hidden_size}"]
+        facts += [f"{name} {spec.dimension}-d" for name, spec in self.features.items()]
+        facts += [f"{self._config.num_items:,} items"] if self._config.num_items else []
+        return f"{type(self).__name__}({self.source['name']!r}, {', '.join(facts)}, {self.num_parameters:,} parameters)"
+
     @property
     def config(self) -> ModelConfig:
         """The architecture."""

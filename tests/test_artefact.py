@@ -558,3 +558,15 @@ def test_loading_takes_little_more_memory_than_the_weights(tower: Path, tmp_path
     measured = json.loads(done.stdout)
     assert measured["weights"] > 100e6
     assert measured["peak"] < 1.5 * measured["weights"], measured
+
+
+def test_what_is_printed_in_a_notebook(source: Domain, pretrained: Run, tower: Path, joint: Path) -> None:
+    users = sum(source.info.users.values())
+    assert repr(source) == f"Domain('source', {users} users, {source.num_items} items, text 256-d, image 240-d)"
+    assert repr(pretrained) == f"Run('{pretrained.path}', pretrain of id + mm on source)"
+    read = Tower.from_pretrained(tower)
+    weights = f"{read.num_parameters:,} parameters"
+    assert repr(read) == f"Tower('{tower}', mm, width 8, text 256-d, image 240-d, {weights})"
+    assert repr(BiVRec.from_pretrained(joint, source)).startswith(
+        f"BiVRec('{joint}', id + mm, width 8, text 256-d, image 240-d, {source.num_items} items, "
+    )

@@ -274,6 +274,13 @@ def test_items_that_the_domain_does_not_have_are_counted(model: list[object], so
     assert "user a: 2 interactions" in shown
 
 
+def test_the_list_of_the_only_user_of_a_history_is_printed(model: list[object], source: Domain, tmp_path: Path) -> None:
+    first, second = source.item_ids()[:2]
+    (tmp_path / "h.csv").write_text(f"user_id,item_id\na,{first}\na,{second}\n")
+    options = ("recommend", *model, "--history", tmp_path / "h.csv", "--k", 3)
+    assert succeed(*options) == succeed(*options, "--user", "a")
+
+
 def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Path) -> None:
     items = source.item_ids()[:3]
     dates = ("2024-01-03", "2023-12-31T23:30:00-01:00", "2024-01-01 00:00:00")
@@ -310,6 +317,7 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
         ("--to {new}.xlsx", "{new}.xlsx: unknown format '.xlsx'; expected .parquet, .csv, .jsonl"),
         ("--to {h}", "{h}: exists already; choose another file or pass --overwrite"),
         ("", "nowhere to write: give --to FILE, or --user ID"),
+        ("--history {two}", "{two}: 2 users; give --to FILE, or --user ID to print the list of one"),
         ("--user x --split test", "leave it out beside --user and --history"),
         ("--to {new}.csv --user-column who", "leave --user-column out: of no use without --history"),
         ("--user x --overwrite", "leave --overwrite out: of no use without --to"),
@@ -319,8 +327,9 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
 def test_wrong_input_is_one_line_and_leaves_nothing(
     model: list[object], tower: Path, tmp_path: Path, source: Domain, options: str, message: str
 ) -> None:
-    places = {name: tmp_path / f"{name}.csv" for name in ("h", "unknown", "nameless")}
+    places = {name: tmp_path / f"{name}.csv" for name in ("h", "two", "unknown", "nameless")}
     places["h"].write_text(f"user_id,item_id\na,{source.item_ids()[0]}\n")
+    places["two"].write_text("".join(["user_id,item_id\n", *(f"{user},{source.item_ids()[0]}\n" for user in "ab")]))
     places["unknown"].write_text("user_id,item_id\na,gone\n")
     places["nameless"].write_text("u,i\n1,2\n")
     before = sorted(tmp_path.iterdir())

@@ -31,7 +31,8 @@ RECENT = 10
               help="View of the model; both of a model with one view is that view.")  # fmt: skip
 @click.option("--to", type=FOLDER, metavar="FILE", help="File to write: .parquet, .csv or .jsonl.")
 @click.option("--user", "user_ids", metavar="ID", multiple=True,
-              help="Only this user, of whatever split; repeatable. Without --to, the list is printed.")  # fmt: skip
+              help="Only this user, of whatever split; repeatable. Without --to, the list is printed, as "
+                   "that of a history with one user is.")  # fmt: skip
 @click.option("--split", type=click.Choice(SPLIT_CHOICES), help="Users of DOMAIN, whole sequences.  [default: test]")
 @click.option("--history", type=FOLDER, metavar="FILE",
               help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
@@ -74,7 +75,7 @@ def recommend(
 
     if (run is None) == (source is None):
         raise BivrecError("expected one model: give --run or --from-hub")
-    if to is None and not user_ids:
+    if to is None and not (user_ids or history):
         raise BivrecError("nowhere to write: give --to FILE, or --user ID to print the list of a user")
     if split and (user_ids or history):
         raise BivrecError("--split: every user of a split is asked; leave it out beside --user and --history")
@@ -85,6 +86,8 @@ def recommend(
         check_output(to, overwrite=overwrite)
     opened = Domain.open(domain)
     users = _users(opened, split or "test", user_ids, history, columns)
+    if to is None and not user_ids and len(users) > 1:
+        raise BivrecError(f"{history}: {len(users):,} users; give --to FILE, or --user ID to print the list of one")
     model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
     titles = titles or to is None
     tables = ranked(opened, model.scorer, users, k, remove_seen=remove_seen, titles=titles, because=because)

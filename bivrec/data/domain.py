@@ -214,6 +214,11 @@ class Domain:
                     "the file is damaged, make the Domain again"
                 )
 
+    def __repr__(self) -> str:
+        facts = [f"{sum(self.info.users.values()):,} users", f"{self.num_items:,} items"]
+        facts += [f"{name} {spec.dimension}-d" for name, spec in self.info.features.items()]
+        return f"Domain({self.name!r}, {', '.join(facts)})"
+
     @property
     def location(self) -> str:
         """What opens this Domain again: its path, or `hub:ORG/NAME@commit`."""

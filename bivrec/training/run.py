@@ -92,6 +92,10 @@ class Run:
         except (TypeError, KeyError, AttributeError) as fault:
             raise BivrecError(f"{path / 'run.json'}: not the description of a Run ({fault})") from None
 
+    def __repr__(self) -> str:
+        views = " + ".join(self.config.training.views)
+        return f"Run({str(self.path)!r}, {self.info.stage} of {views} on {self.info.domain['name']})"
+
     def checkpoint(self, name: str) -> Path:
         """Path of the `best` or `last` checkpoint."""
         return self.path / f"{name}.safetensors"
