@@ -236,10 +236,8 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     """Build the architecture of a published tower, with the same checks as a recipe."""
-    # They come from a file of anybody's.
-    if not isinstance(values, Mapping):
-        raise BivrecError(f"{source}: model: expected keys and values, found {values!r}")
-    limits = SYSTEM_LIMITS.get(str(values.get("system")))
+    # They come from a file of anybody's, so they may not even be a mapping; config_from_dict says so.
+    limits = SYSTEM_LIMITS.get(str(values.get("system"))) if isinstance(values, Mapping) else None
     views = limits[0][0] if limits else VIEWS
     return config_from_dict({"model": values, "training": {"views": views}}, source).model
 
@@ -252,7 +250,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
             raise BivrecError(f"--set {override}: expected section.key=value, for example model.hidden_size=128")
-        target = result[section] = {} if result.get(section) is None else result[section]
+        target = result.setdefault(section, {})
         if not isinstance(target, dict):
             raise BivrecError(f"--set {override}: '{section}' has no keys of its own; the sections are {_sections()}")
         try:
@@ -312,9 +310,7 @@ def _build(cls: type[T], values: Any, prefix: str, faults: list[str]) -> T:
             hint = f"did you mean {near[0]}? " if near else ""
             faults.append(f"{prefix}{key}: unknown key; {hint}allowed: {', '.join(known)}")
         elif dataclasses.is_dataclass(types[key]):
-            # In YAML, of a section whose keys are all comments there is None.
-            part = {} if value is None else value
-            arguments[key] = _build(typing.cast("type[Any]", types[key]), part, f"{prefix}{key}.", faults)
+            arguments[key] = _build(typing.cast("type[Any]", types[key]), value, f"{prefix}{key}.", faults)
         else:
             arguments[key] = _convert(value, types[key], known[key].metadata, f"{prefix}{key}", faults)
     return cls(**arguments)

@@ -74,4 +74,5 @@ def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = 
         raise BivrecError(f"recipe {name}: not valid YAML ({' '.join(str(fault).split())})") from None
     if not isinstance(values, dict):
         raise BivrecError(f"recipe {name}: expected sections such as 'model:' and 'training:', found {values!r}")
-    return apply_overrides(values, overrides)
+    # A section whose keys are all comments is None.
+    return apply_overrides({key: part for key, part in values.items() if part is not None}, overrides)

@@ -177,14 +177,9 @@ def test_settings_that_contradict_each_other() -> None:
         assert name in message
 
 
-@pytest.mark.parametrize("values", [None, [], "text", {"training": [1]}, {1: 2}, {"description": 3}])
+@pytest.mark.parametrize("values", [None, [], "text", {"model": None}, {"training": [1]}, {1: 2}, {"description": 3}])
 def test_what_is_no_recipe_is_refused(values: Any) -> None:
     fault(values)
-
-
-def test_a_section_without_keys_is_all_defaults() -> None:
-    assert config_from_dict({"model": None}) == Config()
-    assert apply_overrides({"model": None}, ["model.hidden_size=32"]) == {"model": {"hidden_size": 32}}
 
 
 # Overrides
