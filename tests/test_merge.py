@@ -1,5 +1,6 @@
 """Several Domains as one."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from stages import bivrec, settings, succeed
 
 from bivrec.card_facts import public_source
-from bivrec.data.domain import SPLITS, Domain
+from bivrec.data.domain import SPLITS, Domain, write_domain
 from bivrec.data.merge import merge
 from bivrec.domain_hub import preview
 from bivrec.errors import BivrecError
@@ -65,11 +66,14 @@ def test_items_are_in_the_order_of_popularity(merged: Domain) -> None:
 
 
 def test_what_a_domain_lacks_its_items_lack(source: Domain, target: Domain, tmp_path: Path) -> None:
-    bare = copy(target, tmp_path / "bare")
-    # What is forgotten is not kept when features are stored again.
-    bare.info.features.clear()
-    store(bare, encode_texts(bare, HashingTextEncoder(), whitening=SHRINKAGE))
-    half = merge([source, Domain.open(bare.path)], tmp_path / "half")
+    (tmp_path / "bare").mkdir()
+    sequences = {split: target.sequences(split) for split in SPLITS}
+    without = dataclasses.replace(target.info, features={})
+    write_domain(tmp_path / "bare", without, sequences, target.item_table().data.table)
+    bare = Domain.open(tmp_path / "bare")
+    half = merge(
+        [source, store(bare, encode_texts(bare, HashingTextEncoder(), whitening=SHRINKAGE))], tmp_path / "half"
+    )
     assert half.info.missing["image"] == target.num_items
     has_image = half.has_modality("image")[1:].tolist()
     assert [item.startswith("source:") for item in half.item_ids()] == has_image
