@@ -52,6 +52,7 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
     names = list(dict.fromkeys(entry.name for entry in entries))
     views = [name for name in VIEWS_OF_ONE if name in names]
     trained = [name for name in names if name not in FLOORS]
+    others = [name for name in trained if name not in views]
     whole = [name for name in trained if name.startswith(ONE_TARGET)]
     if floors := [name for name in names if name in FLOORS]:
         yield f"{_listed(floors)} {'needs' if len(floors) == 1 else 'need'} no training."
@@ -59,17 +60,17 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
         yield f"{_listed(views)} are one training."
     if "bivrec-id" in names:
         yield "Where the recipe has model.id_items: ids+features, bivrec-id reads features too; pure-id does not."
-    if views and len(trained) > len(views):
+    if views and others:
         yield (
             "Where the recipe has model.repeat_bias, BiVRec alone learns how readily users repeat: see the tables with "
             "seen items removed for what else it knows."
         )
-    if len(trained) > len(views) + (not views):
+    if len(others) + bool(views) > 1:
         yield "All train for as many steps of as many sequences."
     if whole:
         reads = "reads a history as a whole and learns" if len(whole) == 1 else "read a history as a whole and learn"
-        others = ", the others every position" if len(whole) < len(trained) else ""
-        yield f"{_listed(whole)} {reads} one target of a sequence in a step{others}."
+        rest = ", the others every position" if len(whole) < len(trained) else ""
+        yield f"{_listed(whole)} {reads} one target of a sequence in a step{rest}."
     if any(entry.paper for entry in entries):
         yield "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget."
 

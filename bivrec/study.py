@@ -213,18 +213,28 @@ class Workshop:
             scorer = next(named_scorers(domain, floors=(ranked_by,))).scorer
             return [Measured(entry, (), *_both_ways([_rank(scorer, entry, users)]), None, None) for entry in entries]
         ranked: list[list[tuple[EvaluationResult, EvaluationResult]]] = [[] for _ in entries]
-        seeds = []
+        seeds, weights = [], []
         for seed, model in self.models(ranked_by, domain):
             seeds.append(seed)
+            weights += [float(model.id_weight)] if len(model.views) > 1 else []
             for results, entry in zip(ranked, entries, strict=True):
                 results.append(_rank(ModelScorer(model, entry.view), entry, users))
         if not seeds:
             return []
         runs = [run for _, run in self.finished(ranked_by)]
         seconds = float(np.mean([run.progress("last").seconds for run in runs]))
-        weights = sum(tensor.numel() for tensor in checkpoint_weights(runs[0].checkpoint("best")).values())
+        checkpoint = checkpoint_weights(runs[0].checkpoint("best"))
+        parameters = sum(tensor.numel() for tensor in checkpoint.values())
+        shares = {"id weight": np.array(weights)} if weights else {}
         return [
-            Measured(entry, tuple(seeds), *_both_ways(results), seconds, weights)
+            Measured(
+                entry,
+                tuple(seeds),
+                *_both_ways(results),
+                seconds,
+                parameters,
+                shares if entry.view == "both" else {},
+            )
             for entry, results in zip(entries, ranked, strict=True)
         ]
 

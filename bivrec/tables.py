@@ -116,16 +116,15 @@ def _markdown(study: Study, tables: Sequence[Table]) -> str:
 
 
 def _latex(study: Study, tables: Sequence[Table]) -> str:
-    parts = []
+    parts, settings = [], study.settings.replace("`", "")
     for table in tables:
         frame, emphasis = _cells(table)
         frame.index.name = None
         styler = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
         styler = styler.apply(lambda _, emphasis=emphasis: emphasis.map(_LATEX.__getitem__), axis=None)
-        caption = " ".join(filter(None, (f"{study.title}: {table.heading}.", study.settings, _caption(study, table))))
-        caption = caption.replace("`", "")
+        caption = " ".join(filter(None, (f"{study.title}: {table.heading}.", settings, _caption(study, table))))
         parts.append(styler.to_latex(hrules=True, caption=_escaped(caption), position="t", position_float="centering"))
-    comments = ("needs \\usepackage{booktabs}", study.title, study.settings, study.command)
+    comments = ("needs \\usepackage{booktabs}", study.title, settings, study.command)
     return "".join(f"% {comment}\n" for comment in comments if comment) + "\n".join(parts)
 
 

@@ -103,6 +103,16 @@ def test_the_table_tells_the_results_of_the_runs(compared: Path) -> None:
     assert table["popularity"]["seeds"] == table["popularity"]["seconds"] == ""
 
 
+def test_the_weight_of_the_views_is_a_column(compared: Path) -> None:
+    fit = [Run.open(compared / f"runs/target/bivrec/seed-{seed}").id_weight() for seed in (0, 1)]
+    for line in lines(compared):
+        assert (
+            line["id weight"] == ""
+            if line["model"] != "bivrec"
+            else float(line["id weight"]) == pytest.approx(np.mean(fit))
+        )
+
+
 def test_both_protocols_are_those_of_evaluate(compared: Path, target: Domain) -> None:
     users = EvaluationUsers.from_sequences(target.sequences("test"))
     recalls = {}
@@ -163,7 +173,7 @@ def test_it_says_what_was_compared(target: Domain, tmp_path: Path) -> None:
     assert settings == f"Recipe default with {', '.join(f'`{word}`' for word in SHORT[1::2])}{told}".rstrip()
     assert rest[0] == f"```\n{command}\n```"
     latex = (tmp_path / "a study/comparison.tex").read_text()
-    assert f"% {settings}\n% {command}\n" in latex
+    assert f"% {settings.replace('`', '')}\n% {command}\n" in latex
     assert "steps of 16 sequences; bivrec" in latex[latex.index(r"\caption{") :]
 
 
