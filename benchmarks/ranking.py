@@ -23,7 +23,7 @@ from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import top_k
 from bivrec.evaluation.scorer import ModelScorer, Readers
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.run import Run
 
 USER_CHUNK = 256
@@ -34,7 +34,7 @@ REFERENCE = "bivrec, all scores"
 class EncodedUsers(ModelScorer):
     """Ranks users whose interests [U, K, D] are known: a history [B, 1] is the number of a user."""
 
-    def __init__(self, model: BiVRec, view: str, interests: Tensor, bounds_pay: bool | None = None) -> None:
+    def __init__(self, model: BiVRecNetwork, view: str, interests: Tensor, bounds_pay: bool | None = None) -> None:
         super().__init__(model, view)
         self.interests = interests
         if bounds_pay is not None:
@@ -49,7 +49,7 @@ Ranker = Callable[[Tensor, "Tensor | None"], Tensor]
 """From user numbers [B] and their seen items [B, S] to lists [B, k]."""
 
 
-def rankers(model: BiVRec, view: str, interests: Tensor, k: int) -> dict[str, Ranker]:
+def rankers(model: BiVRecNetwork, view: str, interests: Tensor, k: int) -> dict[str, Ranker]:
     """The systems that are compared; faiss only if it is installed."""
     with torch.no_grad():
         catalogue = model.tower(view).encode_items(torch.arange(model.num_items + 1))
@@ -106,7 +106,9 @@ def faiss_flat(catalogue: Tensor, interests: Tensor, k: int) -> Ranker | None:
     return rank
 
 
-def compare(model: BiVRec, view: str, interests: Tensor, seen: Tensor, k: int, rounds: int) -> list[dict[str, object]]:
+def compare(
+    model: BiVRecNetwork, view: str, interests: Tensor, seen: Tensor, k: int, rounds: int
+) -> list[dict[str, object]]:
     """One row per system, without and with seen items removed."""
     systems = rankers(model, view, interests, k)
     chunks = torch.arange(len(interests)).split(USER_CHUNK)
@@ -134,14 +136,14 @@ def compare(model: BiVRec, view: str, interests: Tensor, seen: Tensor, k: int, r
     return rows
 
 
-def random_vectors(num_items: int, num_users: int, size: int) -> tuple[BiVRec, str, Tensor, Tensor]:
+def random_vectors(num_items: int, num_users: int, size: int) -> tuple[BiVRecNetwork, str, Tensor, Tensor]:
     """An untrained model, whose items and users are normally distributed, and random histories."""
     config = ModelConfig(hidden_size=size)
-    model = BiVRec(fresh_towers(config, ("id",), num_items, ()))
+    model = BiVRecNetwork(fresh_towers(config, ("id",), num_items, ()))
     return model, "id", torch.randn(num_users, 4, size), torch.randint(1, num_items + 1, (num_users, HISTORY))
 
 
-def trained_vectors(run: Path, domain: Path, view: str, num_users: int) -> tuple[BiVRec, str, Tensor, Tensor]:
+def trained_vectors(run: Path, domain: Path, view: str, num_users: int) -> tuple[BiVRecNetwork, str, Tensor, Tensor]:
     """The model of a Run, and the interests and last items of its Domain's training users."""
     opened = Domain.open(domain)
     model = Run.open(run).load_model(opened)

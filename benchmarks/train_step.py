@@ -39,7 +39,7 @@ from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Sequences
 from bivrec.memory import keep_freed_memory
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.objective import Objective
 from bivrec.training.optimizer import clip_gradients, make_optimizer
@@ -125,7 +125,7 @@ class Input:
 def our_step(config: Config, data: Input, num_items: int) -> Callable[[int], None]:
     """A step as the training loop does it."""
     keep_freed_memory()
-    model = BiVRec(fresh_towers(config.model, config.training.views, num_items, ()))
+    model = BiVRecNetwork(fresh_towers(config.model, config.training.views, num_items, ()))
     objective = Objective(model, config.objective)
     optimizer = make_optimizer(model, [], config.training)
 

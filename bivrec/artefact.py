@@ -40,9 +40,9 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
 from bivrec.files import new_folder, sha256, write_json
-from bivrec.model.bivrec import BiVRec as BiVRecNetwork
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
-from bivrec.model.tower import Tower as TowerNetwork
+from bivrec.model.tower import TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 
 CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"

@@ -12,7 +12,7 @@ from bivrec.baselines.towers import transferred_views, with_ids
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
@@ -71,11 +71,11 @@ def finetune(
         raise BivrecError("training.frozen_tower_steps: -1 keeps the tower frozen, and leaves nothing else to train")
     features = tower.features if "mm" in views else {}
 
-    def make_model() -> BiVRec:
+    def make_model() -> BiVRecNetwork:
         if from_scratch:
             return fresh_model(config, domain, features, reader=str(tower.source["name"]))
         adapted = tower.clone(config.model).attach(domain).train()
-        return BiVRec(with_ids(adapted, domain.num_items) if "id" in views else {"mm": adapted})
+        return BiVRecNetwork(with_ids(adapted, domain.num_items) if "id" in views else {"mm": adapted})
 
     return fit(
         "finetune",
@@ -92,9 +92,9 @@ def finetune(
     )
 
 
-def zero_shot_model(domain: Domain, tower: Tower) -> BiVRec:
+def zero_shot_model(domain: Domain, tower: Tower) -> BiVRecNetwork:
     """The tower alone on a Domain that it was never trained on."""
-    return BiVRec({"mm": tower.attach(domain)})
+    return BiVRecNetwork({"mm": tower.attach(domain)})
 
 
 def _comparable(value: Any) -> Any:

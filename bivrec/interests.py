@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.scorer import ModelScorer
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.study import Measured, Training, Workshop
 
 NUM_USERS = 20
@@ -19,7 +19,7 @@ NUM_USERS = 20
 Points = npt.NDArray[np.float64]
 
 
-def interest_points(model: BiVRec, view: str, domain: Domain, num_users: int = NUM_USERS) -> Points:
+def interest_points(model: BiVRecNetwork, view: str, domain: Domain, num_users: int = NUM_USERS) -> Points:
     """Interests [users, K, D] of test users, the same for every model of the Domain."""
     users = EvaluationUsers.from_sequences(domain.sequences("test"))
     scorer = ModelScorer(model, view)

@@ -9,8 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from bivrec.artefact import BiVRec as PublishedBiVRec
-from bivrec.artefact import Tower, load
+from bivrec.artefact import BiVRec, Tower, load
 from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
 from bivrec.data.sketch import share_known
@@ -19,7 +18,7 @@ from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import model_of_run, source_of_run, tower_of_run
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.run import Run, domain_record
 
 UNKNOWN_ENOUGH = 0.01
@@ -87,7 +86,7 @@ def recommender(
     """
     if published is not None:
         model = load(published)
-        if isinstance(model, PublishedBiVRec) and not zero_shot:
+        if isinstance(model, BiVRec) and not zero_shot:
             return _on_any_catalogue(domain, model, view, published.rstrip("/"), "model")
         return next(_published(domain, published, model, view, zero_shot, warn))
     assert run is not None
@@ -98,7 +97,7 @@ def recommender(
     return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot, warn=warn))
 
 
-def _on_any_catalogue(domain: Domain, model: PublishedBiVRec, view: str, name: str, kind: str) -> NamedScorer:
+def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:
     found = next(_views(model.attach(domain), view, name, kind, model.source))
     new = model.num_new_items
     return replace(found, name=f"{found.name}, {new:,} new item{'s' if new > 1 else ''}") if new else found
@@ -107,13 +106,13 @@ def _on_any_catalogue(domain: Domain, model: PublishedBiVRec, view: str, name: s
 def _published(
     domain: Domain,
     source: str,
-    model: Tower | PublishedBiVRec,
+    model: Tower | BiVRec,
     view: str,
     zero_shot: bool,
     warn: Callable[[str], None],
 ) -> Iterator[NamedScorer]:
     name = source.rstrip("/")
-    if isinstance(model, PublishedBiVRec):
+    if isinstance(model, BiVRec):
         if not zero_shot:
             network = model.attach(domain)
             if model.item_ids != domain.item_ids():
@@ -151,13 +150,13 @@ def _refuse_id(name: str, view: str) -> None:
         raise BivrecError(f"{name}: a tower has only the multimodal view, mm; leave out --view id")
 
 
-def _views(model: BiVRec, view: str, name: str, kind: str, source: dict[str, Any]) -> Iterator[NamedScorer]:
+def _views(model: BiVRecNetwork, view: str, name: str, kind: str, source: dict[str, Any]) -> Iterator[NamedScorer]:
     for ranked in rankable_views(model) if view == "all" else (view,):
         # To the digits that it was fit with.
         weight = round(float(model.id_weight), 6) if ranked == "both" and len(model.views) > 1 else None
         yield NamedScorer(f"{name} {ranked}", _scorer(model, ranked), kind, source, weight)
 
 
-def _scorer(model: BiVRec, view: str) -> ModelScorer:
+def _scorer(model: BiVRecNetwork, view: str) -> ModelScorer:
     """Where this process computes: on its GPU, if it has one."""
     return ModelScorer(model.to(PartialState().device), view)

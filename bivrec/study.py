@@ -22,7 +22,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import tower_of_run
 from bivrec.jobs import Job, check_kept, is_finished, run_jobs
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.pretrain import with_features_of
 from bivrec.scorers import named_scorers
 from bivrec.training.checkpoint import checkpoint_weights
@@ -180,7 +180,7 @@ class Workshop:
         paths = {seed: self.run_path(training, seed) for seed in self.seeds}
         return [(seed, Run.open(path)) for seed, path in paths.items() if is_finished(path)]
 
-    def models(self, training: Training, domain: Domain) -> Iterator[tuple[int, BiVRec]]:
+    def models(self, training: Training, domain: Domain) -> Iterator[tuple[int, BiVRecNetwork]]:
         """Seeds and best weights of the trainings that have ended; on another Domain their multimodal tower alone."""
         for seed, run in self.finished(training):
             at_home = domain.path == training.domain.path

@@ -21,7 +21,7 @@ from bivrec.features.encode import encode_images, encode_texts, store
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder
 from bivrec.features.whitening import SHRINKAGE
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import FORMAT_VERSION, Run, RunInfo, domain_record, fresh_model
 
@@ -90,7 +90,7 @@ def new_run(path: Path, domain: Domain, config: Config) -> Run:
     return Run.create(path, info)
 
 
-def untrained(domain: Domain, config: Config) -> BiVRec:
+def untrained(domain: Domain, config: Config) -> BiVRecNetwork:
     features = {name: domain.info.features[name] for name in config.model.modalities}
     return fresh_model(config, domain, features, "the test")
 

@@ -13,8 +13,8 @@ from tiny_models import NUM_ITEMS, TINY, item_features, random_histories, random
 from torch import Tensor
 from torch.nn import functional
 
-from bivrec.artefact import BiVRec as PublishedModel
-from bivrec.artefact import Tower as PublishedTower
+from bivrec.artefact import BiVRecNetwork as PublishedModel
+from bivrec.artefact import TowerNetwork as PublishedTower
 from bivrec.baselines.attention import Attention
 from bivrec.baselines.comirec import ROUTING_ITERATIONS
 from bivrec.baselines.re4 import attend_loss, contrast_loss
@@ -26,8 +26,8 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import finetune, finetune_config, zero_shot_model
 from bivrec.hub import publish, tower_of_run
-from bivrec.model.bivrec import BiVRec
-from bivrec.model.tower import Interests, Tower
+from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.model.tower import Interests, TowerNetwork
 from bivrec.pretrain import pretrain, resume
 from bivrec.systems import SYSTEMS
 from bivrec.training.candidates import CandidateSampler
@@ -46,7 +46,7 @@ each_case = pytest.mark.parametrize(("system", "views"), CASES, ids=ids)
 each_prefix = pytest.mark.parametrize(("system", "views"), PREFIX)
 
 
-def make_tower(system: str, views: tuple[str, ...], **changes: Any) -> Tower:
+def make_tower(system: str, views: tuple[str, ...], **changes: Any) -> TowerNetwork:
     """An untrained tower in training mode, of two modalities if it reads features."""
     readout = SYSTEM_LIMITS[system][1][-1]
     wanted = replace(TINY, system=system, readout=readout, num_interests=(2,), **changes)
@@ -56,19 +56,19 @@ def make_tower(system: str, views: tuple[str, ...], **changes: Any) -> Tower:
 
 
 @pytest.fixture
-def tower(system: str, views: tuple[str, ...]) -> Tower:
+def tower(system: str, views: tuple[str, ...]) -> TowerNetwork:
     """A tower in float64 and evaluation mode; no parameter is zero or small."""
     return randomised(make_tower(system, views)).eval()
 
 
-def read(tower: Tower, histories: Tensor, positions: Tensor | None = None) -> Interests:
+def read(tower: TowerNetwork, histories: Tensor, positions: Tensor | None = None) -> Interests:
     return tower.encode_histories(tower.encode_items(histories), histories > 0, positions)
 
 
 NOTHING_EARLIER = torch.zeros(2, 0, dtype=torch.int64)
 
 
-def loss_of(tower: Tower, **settings: Any) -> dict[str, Tensor]:
+def loss_of(tower: TowerNetwork, **settings: Any) -> dict[str, Tensor]:
     """The parts of the objective of a batch with two users and all candidates."""
     stretch = random_histories(6, 9, seed=5)
     stretch[:, -2:] = stretch[:, -2:].clamp(min=1)
@@ -77,7 +77,7 @@ def loss_of(tower: Tower, **settings: Any) -> dict[str, Tensor]:
     targets = (stretch[:, 1:] * (stretch[:, :-1] > 0))[:, positions]
     batch = Batch(torch.arange(6), stretch[:, :-1], positions, targets, NOTHING_EARLIER, float((targets > 0).sum()))
     candidates = CandidateSampler(ObjectiveConfig(**settings), NUM_ITEMS, seed=0).draw(0, targets)
-    parts: dict[str, Tensor] = Objective(BiVRec({"both": tower}), ObjectiveConfig(**settings))(batch, candidates)
+    parts: dict[str, Tensor] = Objective(BiVRecNetwork({"both": tower}), ObjectiveConfig(**settings))(batch, candidates)
     return parts
 
 
@@ -85,7 +85,7 @@ def loss_of(tower: Tower, **settings: Any) -> dict[str, Tensor]:
 
 
 @each_case
-def test_shapes(tower: Tower) -> None:
+def test_shapes(tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
     items = tower.encode_items(histories)
     found = read(tower, histories)
@@ -98,7 +98,7 @@ def test_shapes(tower: Tower) -> None:
 
 
 @each_case
-def test_left_padding_changes_nothing(tower: Tower) -> None:
+def test_left_padding_changes_nothing(tower: TowerNetwork) -> None:
     histories = random_histories(4, 5)
     short, long = read(tower, histories), read(tower, functional.pad(histories, (3, 0)))
     torch.testing.assert_close(long.vectors, short.vectors)
@@ -107,7 +107,7 @@ def test_left_padding_changes_nothing(tower: Tower) -> None:
 
 
 @each_case
-def test_a_masked_item_has_no_influence_and_every_real_one_has(tower: Tower) -> None:
+def test_a_masked_item_has_no_influence_and_every_real_one_has(tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
     mask = histories > 0
     items = tower.encode_items(histories).detach().requires_grad_(True)
@@ -120,14 +120,14 @@ def test_a_masked_item_has_no_influence_and_every_real_one_has(tower: Tower) -> 
 
 
 @each_case
-def test_users_do_not_meet_in_a_batch(tower: Tower) -> None:
+def test_users_do_not_meet_in_a_batch(tower: TowerNetwork) -> None:
     histories = random_histories(5, 7)
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(read(tower, histories[order]).vectors, read(tower, histories).vectors[order])
 
 
 @each_prefix
-def test_a_prefix_reader_sees_what_came_before_and_nothing_else(tower: Tower) -> None:
+def test_a_prefix_reader_sees_what_came_before_and_nothing_else(tower: TowerNetwork) -> None:
     """Read after position t it knows the same as when the history ends there, but for positions, which count from the
     end: they are made equal here."""
     for name, parameter in tower.named_parameters():
@@ -164,11 +164,11 @@ def test_it_trains_in_half_precision(system: str, views: tuple[str, ...]) -> Non
     assert all(torch.isfinite(part.grad).all() for part in tower.parameters() if part.grad is not None)
 
 
-def trained(system: str, views: tuple[str, ...], histories: Tensor, targets: Tensor) -> Tower:
+def trained(system: str, views: tuple[str, ...], histories: Tensor, targets: Tensor) -> TowerNetwork:
     """A tower after some steps on histories [B, N] and the item [B] after each."""
     torch.manual_seed(0)
     tower = make_tower(system, views, hidden_size=16, max_history=histories.shape[1])
-    objective = Objective(BiVRec({"both": tower}), ObjectiveConfig())
+    objective = Objective(BiVRecNetwork({"both": tower}), ObjectiveConfig())
     optimizer = torch.optim.Adam(tower.parameters(), lr=0.01)
     last = torch.tensor([histories.shape[1] - 1])
     batch = Batch(
@@ -181,9 +181,9 @@ def trained(system: str, views: tuple[str, ...], histories: Tensor, targets: Ten
     return tower
 
 
-def ranking(tower: Tower, histories: Tensor) -> Tensor:
+def ranking(tower: TowerNetwork, histories: Tensor) -> Tensor:
     """Items [B, V] from best to worst."""
-    scorer = ModelScorer(BiVRec({"both": tower}))
+    scorer = ModelScorer(BiVRecNetwork({"both": tower}))
     return scorer.score(scorer.encode(histories), 1, NUM_ITEMS + 1).argsort(1, descending=True) + 1
 
 
@@ -214,7 +214,7 @@ def test_it_learns_what_follows(system: str, views: tuple[str, ...]) -> None:
 
 @each_case
 def test_what_is_saved_is_what_is_loaded(system: str, views: tuple[str, ...], tmp_path: Path) -> None:
-    saved, fresh = (BiVRec({"both": randomised(make_tower(system, views), seed).eval()}) for seed in (1, 2))
+    saved, fresh = (BiVRecNetwork({"both": randomised(make_tower(system, views), seed).eval()}) for seed in (1, 2))
     save_checkpoint(tmp_path / "model.safetensors", saved, Progress())
     load_checkpoint(tmp_path / "model.safetensors", fresh)
     histories = random_histories(4, 7)
@@ -223,9 +223,9 @@ def test_what_is_saved_is_what_is_loaded(system: str, views: tuple[str, ...], tm
 
 
 @each_case
-def test_ranking_scores_what_training_scored(tower: Tower) -> None:
+def test_ranking_scores_what_training_scored(tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
-    scorer = ModelScorer(BiVRec({"both": tower}))
+    scorer = ModelScorer(BiVRecNetwork({"both": tower}))
     catalogue = tower.candidates(tower.encode_items(torch.arange(NUM_ITEMS + 1)))
     expected = (read(tower, histories).vectors[:, -1] @ catalogue.T).amax(1)
     torch.testing.assert_close(scorer.score(scorer.encode(histories), 1, NUM_ITEMS + 1), expected[:, 1:])
@@ -446,6 +446,6 @@ def test_every_row_of_a_comparison_is_a_possible_training(name: str) -> None:
     wanted = config_from_dict(system.overrides)
     (views,) = {tuple(wanted.training.views)}
     features = item_features() if system.needs_features else None
-    model = BiVRec(fresh_towers(wanted.model, views, NUM_ITEMS, SIZES, features))
+    model = BiVRecNetwork(fresh_towers(wanted.model, views, NUM_ITEMS, SIZES, features))
     assert system.view == "both" or system.view in model.views
     assert wanted.training.selection_view == system.view

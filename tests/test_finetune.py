@@ -15,7 +15,7 @@ from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import FREE_MODEL_SETTINGS, finetune, finetune_config, zero_shot_model
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.pretrain import resume
 from bivrec.training.run import Run
 
@@ -38,9 +38,9 @@ def prepared_model(
     artefact: Tower,
     *,
     from_scratch: bool = False,
-) -> BiVRec:
+) -> BiVRecNetwork:
     """The model of a finetuning before any step."""
-    found: list[BiVRec] = []
+    found: list[BiVRecNetwork] = []
 
     def fit(*arguments: Any, **options: Any) -> None:
         found.extend(argument() for argument in arguments if callable(argument))

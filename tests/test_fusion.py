@@ -10,7 +10,7 @@ from bivrec.evaluation.fusion import WEIGHTS, evaluate_views, fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, top_k
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 HISTORIES = random_histories(12, 6)
@@ -30,7 +30,7 @@ def users_who_choose(items: Tensor) -> EvaluationUsers:
     )
 
 
-def recall_with(model: BiVRec, users: EvaluationUsers, weight: float) -> float:
+def recall_with(model: BiVRecNetwork, users: EvaluationUsers, weight: float) -> float:
     model.id_weight.fill_(weight)
     return evaluate(ModelScorer(model, "both"), users, (20,)).metrics["recall@20"]
 
@@ -55,9 +55,9 @@ def test_no_other_weight_of_the_grid_has_a_better_recall() -> None:
 @pytest.mark.parametrize("views", [("id",), ("mm",), ("id", "mm")])
 def test_views_beside_one_another_are_evaluated_as_alone(views: tuple[str, ...]) -> None:
     model = tiny_model(views, repeat_bias=True)
-    assert model.repeats is not None
+    assert model.repeat_biases is not None
     with torch.no_grad():
-        model.repeats.copy_(torch.tensor([0.02, -0.03][: len(views)]))
+        model.repeat_biases.copy_(torch.tensor([2.0, -3.0][: len(views)]))
     users = users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3)))
     results = evaluate_views(model, users, (5, 20))
     assert tuple(results) == rankable_views(model)
@@ -68,7 +68,7 @@ def test_views_beside_one_another_are_evaluated_as_alone(views: tuple[str, ...])
 
 def test_views_that_agree_keep_an_even_share() -> None:
     model = tiny_model()
-    twins = BiVRec({"id": model.tower("id"), "mm": model.tower("id")})
+    twins = BiVRecNetwork({"id": model.tower("id"), "mm": model.tower("id")})
     fit_id_weight(twins, users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3))))
     assert float(twins.id_weight) == 0.5
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bivrec.config import ObjectiveConfig
 from bivrec.data.batches import Batch
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.cross_view import allocation_loss, contrastive_loss
 from bivrec.training.candidates import Candidates, CandidateSampler
 from bivrec.training.objective import Objective
@@ -57,7 +57,7 @@ def draw(config: ObjectiveConfig, batch: Batch) -> Candidates | None:
     return CandidateSampler(config, NUM_ITEMS, 0, SHARES).draw(3, batch.targets)
 
 
-def run(model: BiVRec, batch: Batch, **settings: Any) -> dict[str, Tensor]:
+def run(model: BiVRecNetwork, batch: Batch, **settings: Any) -> dict[str, Tensor]:
     config = ObjectiveConfig(**{"num_negatives": 9, **settings})
     parts: dict[str, Tensor] = Objective(model, config)(batch, draw(config, batch))
     return parts
@@ -72,7 +72,7 @@ def gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
 # The value of each part
 
 
-def slow_view_loss(model: BiVRec, view: str, batch: Batch, config: ObjectiveConfig) -> Tensor:
+def slow_view_loss(model: BiVRecNetwork, view: str, batch: Batch, config: ObjectiveConfig) -> Tensor:
     """Eq. 19-21 target by target and item by item: the mean over the targets of the batch."""
     tower, candidates = model.tower(view), draw(config, batch)
     catalogue = tower.encode_items(torch.arange(NUM_ITEMS + 1))
@@ -158,7 +158,7 @@ def test_the_loss_is_the_weighted_sum_with_a_detached_balance(readout: str) -> N
     torch.testing.assert_close(parts["loss"].double(), total.double())
 
 
-def _by_parameter(model: BiVRec, parts: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+def _by_parameter(model: BiVRecNetwork, parts: dict[str, Tensor]) -> dict[str, list[Tensor]]:
     """The gradients of the four parts with respect to each parameter."""
     of_part = [gradients(model, parts[name]) for name in ("loss_id", "loss_mm", "contrastive", "allocation")]
     return {
@@ -190,7 +190,7 @@ def test_the_gradient_reaches_every_parameter(
 ) -> None:
     torch.manual_seed(0)
     config = replace(TINY, readout=readout, score=score, **changes)
-    model = BiVRec({"id": id_tower(config, NUM_ITEMS), "mm": mm_tower(config, item_features())})
+    model = BiVRecNetwork({"id": id_tower(config, NUM_ITEMS), "mm": mm_tower(config, item_features())})
     parts = run(model, make_batch(readout), candidates=candidates)
     found = gradients(model, parts["loss"])
     assert found.keys() == dict(model.named_parameters()).keys()
@@ -242,7 +242,7 @@ def test_noise_follows_the_seed() -> None:
 def test_mixed_precision_is_close_to_full_precision(gaussian: str, candidates: str, readout: str) -> None:
     torch.manual_seed(0)
     config = replace(TINY, gaussian=gaussian, readout=readout, assignment="softmax-soft")
-    model = BiVRec({"id": id_tower(config, NUM_ITEMS), "mm": mm_tower(config, item_features())})
+    model = BiVRecNetwork({"id": id_tower(config, NUM_ITEMS), "mm": mm_tower(config, item_features())})
     batch = make_batch(readout)
     expected = run(model, batch, candidates=candidates)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer, ModelScorers, views_of
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 
 HISTORIES = random_histories(5, 7)
 VARIANTS = [
@@ -20,13 +20,13 @@ VARIANTS = [
 ]
 
 
-def scores(model: BiVRec, view: str, first: int = 1, last: int = NUM_ITEMS + 1) -> Tensor:
+def scores(model: BiVRecNetwork, view: str, first: int = 1, last: int = NUM_ITEMS + 1) -> Tensor:
     scorer = ModelScorer(model, view)
     return scorer.score(scorer.encode(HISTORIES), first, last)
 
 
 @torch.no_grad()
-def slow_scores(model: BiVRec, view: str) -> Tensor:
+def slow_scores(model: BiVRecNetwork, view: str) -> Tensor:
     """max_k v_k . x_i or log sum_k exp(v_k . x_i), one history and one item at a time."""
     tower = model.tower(view)
 
@@ -61,9 +61,9 @@ def test_both_is_the_weighted_sum_of_the_views(changes: dict) -> None:
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
 def test_weightings_together_are_those_alone(changes: dict) -> None:
     model = tiny_model(**changes)
-    if model.repeats is not None:
+    if model.repeat_biases is not None:
         with torch.no_grad():
-            model.repeats.copy_(torch.tensor([0.02, -0.03]))
+            model.repeat_biases.copy_(torch.tensor([2.0, -3.0]))
     weights = [0.25, 1.0, 0.0, 0.75, 1.0]
     together = ModelScorers(model, weights)
     found = list(together.score(together.encode(HISTORIES), 3, NUM_ITEMS))

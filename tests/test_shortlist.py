@@ -13,21 +13,21 @@ from bivrec.evaluation import ranking
 from bivrec.evaluation.ranking import top_k
 from bivrec.evaluation.scorer import ModelScorer, Readers
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 
 NUM_ITEMS, NUM_USERS, K, SIZE = 4502, 24, 10, 16
 CONFIG = ModelConfig(hidden_size=SIZE, num_heads=2, max_history=7, num_interests=(3,), scales=())
 HISTORIES = random_histories(NUM_USERS, 7)
 
 
-def make_model(views: tuple[str, ...] = ("id",), seed: int = 0, repeat_bias: float = 0.0) -> BiVRec:
+def make_model(views: tuple[str, ...] = ("id",), seed: int = 0, repeat_bias: float = 0.0) -> BiVRecNetwork:
     torch.manual_seed(seed)
     config = replace(CONFIG, repeat_bias=True)
     towers = {
         "id": lambda: id_tower(config, NUM_ITEMS),
         "mm": lambda: mm_tower(config, torch.randn(NUM_ITEMS + 1, 5)),
     }
-    model = BiVRec({name: towers[name]() for name in views})
+    model = BiVRecNetwork({name: towers[name]() for name in views})
     assert model.repeat_biases is not None
     nn.init.constant_(model.repeat_biases, repeat_bias)
     return model
@@ -36,7 +36,7 @@ def make_model(views: tuple[str, ...] = ("id",), seed: int = 0, repeat_bias: flo
 class Bounding(ModelScorer):
     """Bounds on any processor, and may have its vectors replaced."""
 
-    def __init__(self, model: BiVRec, view: str = "both", interests: Tensor | None = None) -> None:
+    def __init__(self, model: BiVRecNetwork, view: str = "both", interests: Tensor | None = None) -> None:
         super().__init__(model, view)
         self.bounds_pay = True
         self.interests = interests
@@ -57,7 +57,7 @@ def whole_catalogue(scorer: ModelScorer, users: object) -> Tensor:
     return scorer.score(users, 1, NUM_ITEMS + 1)  # type: ignore[arg-type]
 
 
-def given_vectors(items: Tensor, interests: Tensor) -> tuple[BiVRec, Tensor, Tensor]:
+def given_vectors(items: Tensor, interests: Tensor) -> tuple[BiVRecNetwork, Tensor, Tensor]:
     """A model with these item vectors [V, D], the interests, and the histories that stand for their users."""
     model = make_model()
     with torch.no_grad():
@@ -65,14 +65,14 @@ def given_vectors(items: Tensor, interests: Tensor) -> tuple[BiVRec, Tensor, Ten
     return model, interests, torch.arange(len(interests))[:, None]
 
 
-def scaled_vectors() -> tuple[BiVRec, Tensor, Tensor]:
+def scaled_vectors() -> tuple[BiVRecNetwork, Tensor, Tensor]:
     """Lengths that differ by a factor of a million."""
     torch.manual_seed(1)
     items = torch.randn(NUM_ITEMS, SIZE) * 10 ** torch.empty(NUM_ITEMS, 1).uniform_(-3, 3)
     return given_vectors(items, torch.randn(NUM_USERS, 3, SIZE) * 10 ** torch.empty(NUM_USERS, 3, 1).uniform_(-3, 3))
 
 
-def tied_vectors() -> tuple[BiVRec, Tensor, Tensor]:
+def tied_vectors() -> tuple[BiVRecNetwork, Tensor, Tensor]:
     """Products of small integers, exact in any order of summation: many items score the same."""
     torch.manual_seed(2)
     return given_vectors(
@@ -80,7 +80,7 @@ def tied_vectors() -> tuple[BiVRec, Tensor, Tensor]:
     )
 
 
-def nearly_equal_vectors() -> tuple[BiVRec, Tensor, Tensor]:
+def nearly_equal_vectors() -> tuple[BiVRecNetwork, Tensor, Tensor]:
     """Items that bfloat16 cannot tell apart, and float32 can."""
     torch.manual_seed(3)
     items = torch.ones(NUM_ITEMS, SIZE)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.errors import BivrecError
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import FeatureItems, IdItems
-from bivrec.model.tower import Interests, Tower
+from bivrec.model.tower import Interests, TowerNetwork
 
 VARIANTS = [
     {"readout": readout, **changes}
@@ -33,11 +33,11 @@ def name(changes: dict[str, Any]) -> str:
 
 
 @pytest.fixture(params=VARIANTS, ids=name)
-def tower(request: pytest.FixtureRequest) -> Tower:
+def tower(request: pytest.FixtureRequest) -> TowerNetwork:
     return tiny_tower(**request.param)
 
 
-def read(tower: Tower, histories: Tensor, positions: Tensor | None = None) -> Interests:
+def read(tower: TowerNetwork, histories: Tensor, positions: Tensor | None = None) -> Interests:
     return tower.encode_histories(tower.encode_items(histories), histories > 0, positions)
 
 
@@ -48,7 +48,7 @@ def every_position(histories: Tensor) -> Tensor:
 # Shapes and what a tower reads
 
 
-def test_shapes(tower: Tower) -> None:
+def test_shapes(tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
     found = read(tower, histories)
     config = tower.config
@@ -59,7 +59,7 @@ def test_shapes(tower: Tower) -> None:
 
 
 @pytest.mark.parametrize("padding", [1, 2, 3])
-def test_left_padding_changes_nothing(tower: Tower, padding: int) -> None:
+def test_left_padding_changes_nothing(tower: TowerNetwork, padding: int) -> None:
     histories = random_histories(4, 5)
     short, long = read(tower, histories), read(tower, nn.functional.pad(histories, (padding, 0)))
     torch.testing.assert_close(long.vectors, short.vectors)
@@ -67,7 +67,7 @@ def test_left_padding_changes_nothing(tower: Tower, padding: int) -> None:
         torch.testing.assert_close(long.allocation[row][:, long.mask[row]], short.allocation[row][:, short.mask[row]])
 
 
-def test_a_masked_item_has_no_influence_and_no_gradient(tower: Tower) -> None:
+def test_a_masked_item_has_no_influence_and_no_gradient(tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
     mask = histories > 0
     items = tower.encode_items(histories).detach().requires_grad_(True)
@@ -81,7 +81,7 @@ def test_a_masked_item_has_no_influence_and_no_gradient(tower: Tower) -> None:
     torch.testing.assert_close(other.vectors, found.vectors)
 
 
-def test_users_do_not_meet_in_a_batch(tower: Tower) -> None:
+def test_users_do_not_meet_in_a_batch(tower: TowerNetwork) -> None:
     histories = random_histories(5, 7)
     order = torch.tensor([3, 0, 4, 1, 2])
     together, permuted = read(tower, histories), read(tower, histories[order])
@@ -90,7 +90,7 @@ def test_users_do_not_meet_in_a_batch(tower: Tower) -> None:
     torch.testing.assert_close(read(tower, histories[2:3]).vectors, together.vectors[2:3])
 
 
-def test_a_history_is_read_alike_among_many_of_other_lengths(tower: Tower) -> None:
+def test_a_history_is_read_alike_among_many_of_other_lengths(tower: TowerNetwork) -> None:
     histories = random_histories(150, 7)[torch.randperm(150, generator=torch.Generator().manual_seed(3))]
     together = read(tower, histories)
     for row in range(0, 150, 15):
@@ -156,12 +156,12 @@ def test_a_history_readout_has_one_reader() -> None:
 
 
 @pytest.fixture(params=[v for v in VARIANTS if v["readout"] == "prefix"], ids=name)
-def causal_tower(request: pytest.FixtureRequest) -> Tower:
+def causal_tower(request: pytest.FixtureRequest) -> TowerNetwork:
     return tiny_tower(**request.param)
 
 
 @pytest.mark.parametrize("changed", [1, 3, 6])
-def test_later_items_never_change_earlier_interests(causal_tower: Tower, changed: int) -> None:
+def test_later_items_never_change_earlier_interests(causal_tower: TowerNetwork, changed: int) -> None:
     histories = random_histories(4, 7)
     others = histories.clone()
     others[:, changed:] = NUM_ITEMS + 1 - others[:, changed:]
@@ -172,7 +172,7 @@ def test_later_items_never_change_earlier_interests(causal_tower: Tower, changed
     assert (after[:, changed:] != before[:, changed:]).any()
 
 
-def test_several_readers_read_what_each_reads_alone(causal_tower: Tower) -> None:
+def test_several_readers_read_what_each_reads_alone(causal_tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
     together = read(causal_tower, histories, every_position(histories))
     for position in range(7):
@@ -183,7 +183,7 @@ def test_several_readers_read_what_each_reads_alone(causal_tower: Tower) -> None
     torch.testing.assert_close(last.allocation, together.allocation)
 
 
-def seen_from(tower: Tower, age: int) -> Tower:
+def seen_from(tower: TowerNetwork, age: int) -> TowerNetwork:
     """The tower with the position embeddings that items have when `age` more items follow them."""
     shifted = copy.deepcopy(tower)
     embedding = shifted.sequence.embedding
@@ -215,7 +215,7 @@ def test_reading_at_a_position_equals_reading_the_prefix_that_ends_there(
 # Randomness
 
 
-def test_evaluation_is_deterministic(tower: Tower) -> None:
+def test_evaluation_is_deterministic(tower: TowerNetwork) -> None:
     histories = random_histories(4, 7)
     assert torch.equal(read(tower, histories).vectors, read(tower, histories).vectors)
 
@@ -361,10 +361,10 @@ def test_interests_of_content_lie_among_the_items(readout: str) -> None:
 
 
 def test_a_model_knows_its_views_and_its_catalogue() -> None:
-    model = BiVRec({"id": tiny_tower("id"), "mm": tiny_tower("mm")})
+    model = BiVRecNetwork({"id": tiny_tower("id"), "mm": tiny_tower("mm")})
     assert model.views == ("id", "mm")
     assert model.num_items == NUM_ITEMS
-    assert not hasattr(BiVRec({"mm": tiny_tower("mm")}), "cross_view")
+    assert not hasattr(BiVRecNetwork({"mm": tiny_tower("mm")}), "cross_view")
 
 
 def test_a_causal_tower_forgets_at_a_rate_of_each_interest() -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bivrec.config import ModelConfig
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import FeatureItems, IdItems
-from bivrec.model.tower import Tower
+from bivrec.model.tower import TowerNetwork
 
 NUM_ITEMS = 23
 FEATURE_SIZE = 7
@@ -37,17 +37,17 @@ def item_features(seed: int = 0) -> Tensor:
     return features
 
 
-def id_tower(config: ModelConfig, num_items: int) -> Tower:
-    return Tower(config, IdItems(num_items, config.hidden_size))
+def id_tower(config: ModelConfig, num_items: int) -> TowerNetwork:
+    return TowerNetwork(config, IdItems(num_items, config.hidden_size))
 
 
-def mm_tower(config: ModelConfig, features: Tensor) -> Tower:
+def mm_tower(config: ModelConfig, features: Tensor) -> TowerNetwork:
     items = FeatureItems(features.shape[1], config.hidden_size)
     items.attach(features)
-    return Tower(config, items)
+    return TowerNetwork(config, items)
 
 
-def tiny_tower(view: str = "id", **changes: Any) -> Tower:
+def tiny_tower(view: str = "id", **changes: Any) -> TowerNetwork:
     """A tower in float64 and evaluation mode."""
     config = replace(TINY, **changes)
     tower = id_tower(config, NUM_ITEMS) if view == "id" else mm_tower(config, item_features())
@@ -61,9 +61,9 @@ def tiny_tower(view: str = "id", **changes: Any) -> Tower:
     return tower
 
 
-def tiny_model(views: tuple[str, ...] = ("id", "mm"), **changes: Any) -> BiVRec:
+def tiny_model(views: tuple[str, ...] = ("id", "mm"), **changes: Any) -> BiVRecNetwork:
     """Both views in float64 and training mode."""
-    model = BiVRec({view: tiny_tower(view, **changes) for view in views})
+    model = BiVRecNetwork({view: tiny_tower(view, **changes) for view in views})
     if len(views) > 1:
         randomised(model.cross_view)
     if model.repeat_biases is not None:

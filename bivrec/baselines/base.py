@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bivrec.model.tower import Interests, Tower
+from bivrec.model.tower import Interests, TowerNetwork
 
 
-class BaselineTower(Tower):
+class BaselineTower(TowerNetwork):
     """A tower whose item vectors may hold more than the D dimensions that are scored, which are the first."""
 
     def encode_items(self, indices: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from bivrec.baselines.side_information import DIFSR, NOVA
 from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
 from bivrec.model.items import FeatureItems, IdItems, Items, JointItems, Rows, resident
-from bivrec.model.tower import Tower
+from bivrec.model.tower import TowerNetwork
 
 JOINT = "both"
 """Name of the one tower of a baseline that reads IDs and features together."""
@@ -44,7 +44,7 @@ PARTS_APART: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
 
 def fresh_towers(
     config: ModelConfig, views: Sequence[str], num_items: int, sizes: Sequence[int], features: Rows | None = None
-) -> dict[str, Tower]:
+) -> dict[str, TowerNetwork]:
     """Untrained towers by view: those of the views, or for a baseline that is given both, one named `both`.
 
     sizes: dimensions of the modalities, for the view `mm`; features [V + 1, F]: of a Domain to attach, modalities side
@@ -60,7 +60,7 @@ def fresh_towers(
     return towers
 
 
-def attach_features(towers: Mapping[str, Tower], features: Rows) -> None:
+def attach_features(towers: Mapping[str, TowerNetwork], features: Rows) -> None:
     """Let the towers read the features [V + 1, F] of a Domain, of which those that fit into memory lie there once."""
     rows = resident(features)
     for tower in towers.values():
@@ -77,14 +77,14 @@ def transferred_views(config: Config) -> tuple[str, ...]:
     return tuple(view for view in tower_views(config.model, config.training.views) if view == "mm")
 
 
-def with_ids(tower: Tower, num_items: int) -> dict[str, Tower]:
+def with_ids(tower: TowerNetwork, num_items: int) -> dict[str, TowerNetwork]:
     """Towers of both views: `tower` reads the features, and what reads IDs is untrained."""
     config = tower.config
     assert isinstance(tower.items, FeatureItems)
     identity = IdItems(num_items, config.hidden_size)
     if config.system == "bivrec":
         items = JointItems(identity, tower.items.copy()) if config.id_items == "ids+features" else identity
-        return {"id": Tower(config, items), "mm": tower}
+        return {"id": TowerNetwork(config, items), "mm": tower}
     joint = BaselineTower(config, JointItems(identity, tower.items), tower.sequence)
     if config.score == "cosine":
         joint.log_scale = tower.log_scale
@@ -101,9 +101,9 @@ def _items(config: ModelConfig, identity: IdItems | None, sizes: Sequence[int]) 
     return content if identity is None else JointItems(identity, content)
 
 
-def _tower(config: ModelConfig, items: Items) -> Tower:
+def _tower(config: ModelConfig, items: Items) -> TowerNetwork:
     if config.system == "bivrec":
-        return Tower(config, items)
+        return TowerNetwork(config, items)
     if isinstance(items, ModalityItems):
         kind = MMSRecTower if config.system == "mmsrec" else BaselineTower
         return kind(config, items, PARTS_APART[config.system](config, len(items.modalities)))

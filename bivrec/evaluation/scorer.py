@@ -1,4 +1,4 @@
-"""A model as something that ranks: by what its interests say of an item, in one view or in both (section 7)."""
+"""A model as something that ranks: by what its interests say of an item, in one view or in both."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from bivrec.errors import BivrecError
 from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast, contained, round_up, sorted_pairs
-from bivrec.model.bivrec import BiVRec
-from bivrec.model.tower import Tower
+from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.model.tower import TowerNetwork
 
 ITEM_CHUNK = 65536
 USERS_AT_ONCE = 4
@@ -25,12 +25,12 @@ Scores = TypeVar("Scores", Tensor, float)
 VIEW_CHOICES = ("id", "mm", "both")
 
 
-def rankable_views(model: BiVRec) -> tuple[str, ...]:
+def rankable_views(model: BiVRecNetwork) -> tuple[str, ...]:
     """Every `view` that the model can rank with: its own, and `both` if it has two."""
     return (*model.views, "both") if len(model.views) > 1 else model.views
 
 
-def views_of(model: BiVRec, view: str) -> tuple[str, ...]:
+def views_of(model: BiVRecNetwork, view: str) -> tuple[str, ...]:
     """The views that `view` (id, mm or both) names; `both` of a model with one view is that view.
 
     Raises BivrecError if the model does not have the view.
@@ -61,7 +61,7 @@ class ModelScorer:
     """
 
     @torch.no_grad()
-    def __init__(self, model: BiVRec, view: str = "both") -> None:
+    def __init__(self, model: BiVRecNetwork, view: str = "both") -> None:
         model.eval()
         self.num_items = model.num_items
         self._towers = [model.tower(name) for name in views_of(model, view)]
@@ -163,7 +163,7 @@ class ModelScorers:
     They share all but the weighted sum. With 1 and 0 they are ModelScorers of `id` and `mm` alone.
     """
 
-    def __init__(self, model: BiVRec, id_weights: Sequence[float]) -> None:
+    def __init__(self, model: BiVRecNetwork, id_weights: Sequence[float]) -> None:
         self._views = ModelScorer(model, "both")
         self._id_weights = id_weights
         self.num_items = self._views.num_items
@@ -202,7 +202,7 @@ def add_repeat_bias(scores: Tensor, had: Tensor, first: int, bias: float) -> Ten
     return scores.index_put((row, column), scores[row, column] + bias)
 
 
-def _encode_catalogue(tower: Tower, device: torch.device) -> Tensor:
+def _encode_catalogue(tower: TowerNetwork, device: torch.device) -> Tensor:
     """Vectors [V + 1, D'] of all items; of a large catalogue there is never a second copy."""
     first, *others = torch.split(torch.arange(tower.items.num_items + 1, device=device), ITEM_CHUNK)
     vectors = tower.encode_items(first)

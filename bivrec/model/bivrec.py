@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from bivrec.model.cross_view import CrossViewProjection
-from bivrec.model.tower import Tower
+from bivrec.model.tower import TowerNetwork
 
 
-class BiVRec(nn.Module):
+class BiVRecNetwork(nn.Module):
     """An ID tower, a multimodal tower, and what joins them; a single view, or a baseline, has only its tower."""
 
     id_weight: Tensor
     """Share of the ID view where both views rank together; the rest is the multimodal view's."""
 
-    def __init__(self, towers: dict[str, Tower]) -> None:
+    def __init__(self, towers: dict[str, TowerNetwork]) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         config = next(iter(towers.values())).config
@@ -30,10 +30,10 @@ class BiVRec(nn.Module):
         """The views that the model has, each with a tower: `id`, `mm`, or both; or `both` alone, see `baselines`."""
         return tuple(self.towers)
 
-    def tower(self, view: str) -> Tower:
+    def tower(self, view: str) -> TowerNetwork:
         """The tower of one view."""
         tower = self.towers[view]
-        assert isinstance(tower, Tower)
+        assert isinstance(tower, TowerNetwork)
         return tower
 
     def repeat_bias(self, view: str) -> Tensor | None:

@@ -123,8 +123,8 @@ def _spread_decays(count: int) -> Tensor:
     return torch.linspace(math.log(fastest), math.log(slowest), count)
 
 
-class Tower(nn.Module):
-    """Items and histories of one view in one vector space: score(u, i) = max_k v_k . x_i (section 7 of the method)."""
+class TowerNetwork(nn.Module):
+    """Items and histories of one view in one vector space: score(u, i) = max_k v_k . x_i (Eq. 19)."""
 
     def __init__(self, config: ModelConfig, items: Items, sequence: nn.Module | None = None) -> None:
         """`sequence` reads histories, as SequenceEncoder does, which is the default."""

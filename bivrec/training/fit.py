@@ -26,7 +26,7 @@ from bivrec.evaluation.fusion import evaluate_views, fit_id_weight
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import check_new_folder, write_json
 from bivrec.locks import locked
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
 from bivrec.training.distributed import failing_alike
 from bivrec.training.loop import Trainer, make_accelerator
@@ -42,7 +42,7 @@ def fit(
     path: Path,
     config: Config,
     features: Mapping[str, FeatureSpec],
-    make_model: Callable[[], BiVRec],
+    make_model: Callable[[], BiVRecNetwork],
     *,
     started_from: dict[str, Any] | None = None,
     known_items: Sequence[str] = (),
@@ -94,7 +94,7 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
 
 
-def _finish(run: Run, model: BiVRec, domain: Domain, accelerator: Accelerator) -> None:
+def _finish(run: Run, model: BiVRecNetwork, domain: Domain, accelerator: Accelerator) -> None:
     """Evaluate the best weights, and record the results."""
     progress = load_checkpoint(run.checkpoint("best"), model)
     if len(model.views) > 1:
@@ -118,7 +118,7 @@ def _check_evaluable(domain: Domain) -> None:
 
 
 @torch.no_grad()
-def _start_from_spectrum(model: BiVRec, domain: Domain, seed: int) -> None:
+def _start_from_spectrum(model: BiVRecNetwork, domain: Domain, seed: int) -> None:
     """Give items of the ID table spectral vectors, as long as random ones; those that no user had keep theirs."""
     for table in id_tables(model):
         # Once: of a large catalogue they take gigabytes, and rounding, with it signs, differs between machines.

@@ -20,7 +20,7 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bivrec.training.distributed import mean_over_processes, mean_sparse_over_processes
@@ -54,7 +54,12 @@ class Trainer:
     _run: Run
 
     def __init__(
-        self, model: BiVRec, domain: Domain, config: Config, accelerator: Accelerator, pretrained: tuple[str, ...] = ()
+        self,
+        model: BiVRecNetwork,
+        domain: Domain,
+        config: Config,
+        accelerator: Accelerator,
+        pretrained: tuple[str, ...] = (),
     ) -> None:
         """`pretrained` names the views whose towers start from published weights (see `tower_learning_rate`).
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bivrec.config import ObjectiveConfig
 from bivrec.data.batches import Batch
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.cross_view import allocation_loss, contrastive_loss
 from bivrec.model.items import IdItems
 from bivrec.model.tower import Interests
@@ -28,7 +28,7 @@ LEAST_LOSS = 1e-6
 class Objective(nn.Module):
     """L = L_ID + sg(L_ID / L_MM) L_MM + lambda1 L_contrastive + lambda2 L_A; with one view, its loss alone."""
 
-    def __init__(self, model: BiVRec, config: ObjectiveConfig) -> None:
+    def __init__(self, model: BiVRecNetwork, config: ObjectiveConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from bivrec.config import TrainingConfig
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import FeatureItems
 
 REPEAT_RATE = 100.0
@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, pretrained: list[nn.Parameter], config: Tra
     if config.projection_learning_rate is not None:
         projections = [part.projection.weight for part in model.modules() if isinstance(part, FeatureItems)]
         peaks |= {id(parameter): config.projection_learning_rate for parameter in projections}
-    biases = [part.repeat_biases for part in model.modules() if isinstance(part, BiVRec)]
+    biases = [part.repeat_biases for part in model.modules() if isinstance(part, BiVRecNetwork)]
     peaks |= {id(bias): REPEAT_RATE * config.learning_rate for bias in biases if bias is not None}
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():

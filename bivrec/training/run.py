@@ -21,7 +21,7 @@ from bivrec.data.domain import CATALOGUE_FILE, USER_SPLIT, Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
-from bivrec.model.bivrec import BiVRec
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
@@ -133,7 +133,7 @@ class Run:
                     f"{name} now, {_told(before)} then; prepare it as it was, or train again"
                 )
 
-    def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRec:
+    def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRecNetwork:
         """The trained model on the Domain of its training.
 
         Raises BivrecError if the Domain has another catalogue or other features, or the checkpoint is damaged.
@@ -179,7 +179,7 @@ def _told(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
-def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> BiVRec:
+def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> BiVRecNetwork:
     """A model with untrained towers for the views of the configuration, on a Domain with features made like these.
 
     `reader` names who expects them, if they differ.
@@ -187,7 +187,7 @@ def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSp
     views = config.training.views
     table = contract_features(features, domain, tower=reader) if "mm" in views else None
     sizes = [spec.dimension for spec in features.values()]
-    return BiVRec(fresh_towers(config.model, views, domain.num_items, sizes, table))
+    return BiVRecNetwork(fresh_towers(config.model, views, domain.num_items, sizes, table))
 
 
 def domain_record(domain: Domain) -> dict[str, Any]:
