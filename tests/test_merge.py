@@ -79,6 +79,16 @@ def test_what_a_domain_lacks_its_items_lack(source: Domain, target: Domain, tmp_
     assert [item.startswith("source:") for item in half.item_ids()] == has_image
 
 
+def test_items_of_the_merged_domains_can_be_left_out(merged: Domain, target: Domain, tmp_path: Path) -> None:
+    """By the ids that they have there."""
+    ids = target.item_ids()[:30]
+    rows = [f"u{user},{item},{place}" for user in range(12) for place, item in enumerate([*ids, "new-1", "new-2"])]
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows))
+    options = ("--interactions", tmp_path / "log.csv", "--k-core", "0", "--without", merged.path)
+    succeed("prepare", "tables", *options, "--to", tmp_path / "new")
+    assert set(Domain.open(tmp_path / "new").item_ids()) == {"new-1", "new-2"}
+
+
 def test_a_tower_of_several_sources(world: Path, tmp_path: Path) -> None:
     """Merged, trained, published, and asked to rank."""
     run, tower = tmp_path / "run", tmp_path / "tower"

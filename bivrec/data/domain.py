@@ -11,6 +11,7 @@ Item index 0 is padding; indices 1..V go by decreasing number of interactions in
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -268,6 +270,12 @@ class Domain:
         ids: list[str] = self.item_table().data.table["item_id"].to_pylist()
         return ids
 
+    def original_item_ids(self) -> pa.ChunkedArray:
+        """The same as strings of Arrow, without what `prepare merge` put before the ids of the Domains that it read."""
+        ids = self.item_table().data.table["item_id"]
+        prefix = _merged_prefix(self.info.source)
+        return pc.replace_substring_regex(ids, f"^{prefix}", "") if prefix else ids
+
     def features(self, modalities: tuple[str, ...]) -> Tensor:
         """Float32 [V + 1, sum of dimensions]: the features of the modalities side by side, in the given order.
 
@@ -367,6 +375,14 @@ def _fetch(domain_class: type[Domain], location: str) -> Domain:
     domain = domain_class(fetched.folder, _read_info(fetched.folder / INFO_FILE), f"{name}@{fetched.commit}")
     domain._check_files()
     return domain
+
+
+def _merged_prefix(source: Mapping[str, Any]) -> str:
+    """A pattern of what a merge put before ids; empty if the source is no merge."""
+    if source.get("reader") != "merge":
+        return ""
+    parts = [re.escape(f"{name}:") + _merged_prefix(own) for name, own in source["domains"].items()]
+    return f"(?:{'|'.join(parts)})"
 
 
 def _sequence_table(sequences: Sequences) -> pa.Table:

@@ -141,7 +141,7 @@ def _shared_items(raw: RawData, other: Domain | None) -> np.ndarray | None:
     """Bool [items of the source]: those that the other Domain has; None: there is no other."""
     if other is None:
         return None
-    shared: np.ndarray = pc.is_in(raw.item_ids, value_set=pa.array(other.item_ids(), pa.string())).to_numpy(False)
+    shared: np.ndarray = pc.is_in(raw.item_ids, value_set=other.original_item_ids()).to_numpy(False)
     return shared
 
 

@@ -7,9 +7,7 @@ of every catalogue, so that two can be compared. Source: bottom-k sketches (Cohe
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -61,20 +59,9 @@ def share_known(domain: Domain, sketch: Sequence[str]) -> float:
 def _hashes(domain: Domain) -> Iterator[Hashes]:
     """Of all items, in parts."""
     table = domain.item_table().data.table
-    prefix = _prefix(domain.info.source)
+    ids = domain.original_item_ids()
     for first in range(0, len(table), ROWS_AT_ONCE):
-        rows = table.slice(first, ROWS_AT_ONCE)
-        ids = rows["item_id"]
-        if prefix:
-            ids = pc.replace_substring_regex(ids, f"^{prefix}", "")
-        texts = pc.binary_join_element_wise(ids, pc.fill_null(rows["title"], ""), "\n").cast(pa.binary())
+        titles = pc.fill_null(table["title"].slice(first, ROWS_AT_ONCE), "")
+        texts = pc.binary_join_element_wise(ids.slice(first, ROWS_AT_ONCE), titles, "\n").cast(pa.binary())
         digests = [hashlib.blake2b(text, digest_size=8).digest() for text in texts.to_pylist()]
         yield np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
-
-
-def _prefix(source: Mapping[str, Any]) -> str:
-    """A pattern of what a merge put before the ids of its Domains, so that an item is the same there and here."""
-    if source.get("reader") != "merge":
-        return ""
-    parts = [re.escape(f"{name}:") + _prefix(own) for name, own in source.get("domains", {}).items()]
-    return f"(?:{'|'.join(parts)})"
