@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.locks import locked
 from bivrec.paper import name_in_paper, table1
+from bivrec.significance import check_libraries
 from bivrec.study import Entry, Measured, Overrides, Study, Training, Workshop
 from bivrec.study_plots import plot_study
 from bivrec.systems import SYSTEMS, System
@@ -98,7 +98,7 @@ def carry_out(
     Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, or a
     library for the tables is not installed.
     """
-    check_libraries()
+    check_libraries(LIBRARIES)
     workshop = Workshop(path, recipe, seeds)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
@@ -110,13 +110,6 @@ def carry_out(
             write_tables(path, name, study, tables_of(measured))
             picture(path / f"{name}.png", study, measured)
     return failed
-
-
-def check_libraries() -> None:
-    """Raise BivrecError if a library is missing: better before the trainings than after."""
-    absent = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if absent:
-        raise BivrecError(f'{" and ".join(absent)}: not installed; run `pip install "bivrec[compare]"`')
 
 
 def _entry(domain: Domain, name: str) -> Entry:

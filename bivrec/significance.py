@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from bivrec.errors import BivrecError
 
 PerUser = npt.NDArray[np.float64]
 
@@ -20,6 +23,13 @@ class PValues:
 
     t_test: float
     bootstrap: float
+
+
+def check_libraries(names: Sequence[str]) -> None:
+    """Raise BivrecError if a library of comparisons is missing: better before the work than after."""
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if absent:
+        raise BivrecError(f'{" and ".join(absent)}: not installed; run `pip install "bivrec[compare]"`')
 
 
 def against_best(systems: Mapping[str, PerUser], resamples: int = RESAMPLES) -> dict[str, PValues]:

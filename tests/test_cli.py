@@ -10,6 +10,7 @@ import click
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from scipy import stats
 from stages import bivrec, in_subprocess, new_run, same, settings, succeed, tower_weights, weights
 
 from bivrec.artefact import Tower
@@ -314,6 +315,23 @@ def test_per_user(chain: Path, tmp_path: Path) -> None:
         assert table["user_id"].to_pylist() == users
         means = {metric: sum(table[metric].to_pylist()) / len(users) for metric in metrics}
         assert means == pytest.approx(metrics)
+
+
+def test_leads_are_tested_as_by_scipy(chain: Path, tmp_path: Path) -> None:
+    """Of two rows there is one test, which needs no correction."""
+    options = ("--run", chain / "finetuned", "--view", "both", "--floor", "popularity")
+    told = evaluated(chain, *options, "--test", "--per-user", tmp_path / "users")
+    one, other = (pq.read_table(path) for path in sorted((tmp_path / "users").iterdir()))
+    for metric in next(iter(told["results"].values())):
+        ((name, found),) = told["p_values"][metric].items()
+        assert name == "popularity"
+        expected = stats.ttest_rel(one[metric].to_pylist(), other[metric].to_pylist()).pvalue
+        assert found["t_test"] == pytest.approx(expected)
+    printed = succeed("evaluate", chain / "world/target", *options, "--test").splitlines()
+    rows = [line.split() for line in printed[printed.index("seen items kept") + 1 :]]
+    assert rows[0][:3] == ["p", "(t-test)", "recall@20"]
+    assert [row[-1] for row in rows[1:3]] == [f"{found['t_test']:.4f}" if found["t_test"] >= 1e-4 else "0.0001", "best"]
+    assert "p_values" not in evaluated(chain, *options)
 
 
 def test_plot(chain: Path, tmp_path: Path) -> None:

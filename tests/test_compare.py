@@ -21,7 +21,7 @@ from stages import bivrec, in_subprocess, new_run, same, settings, values, weigh
 
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
-from bivrec.compare import carry_out, check_libraries, comparison
+from bivrec.compare import LIBRARIES, carry_out, comparison
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
@@ -31,6 +31,7 @@ from bivrec.jobs import Job, run_jobs
 from bivrec.locks import locked
 from bivrec.paper import table1, table2, table3
 from bivrec.pretrain import pretrain
+from bivrec.significance import check_libraries
 from bivrec.study import Workshop
 from bivrec.systems import SYSTEMS
 from bivrec.training.run import Run
@@ -411,11 +412,11 @@ def test_impossible_seeds(target: Domain, tmp_path: Path, seeds: str) -> None:
 
 
 def test_a_library_that_is_missing_is_told_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_libraries()
+    check_libraries(LIBRARIES)
     monkeypatch.setitem(sys.modules, "tabulate", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tabulate" else object())
     with pytest.raises(BivrecError, match="tabulate: not installed; run `pip install"):
-        check_libraries()
+        check_libraries(LIBRARIES)
 
 
 def test_figures_of_the_paper() -> None:

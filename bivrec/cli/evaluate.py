@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, mixture, refuse_unused, results_table
 from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
+
+if TYPE_CHECKING:
+    from bivrec.significance import PValues
 
 
 @click.command()
@@ -25,6 +31,8 @@ from bivrec.errors import BivrecError
 @click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(20,), help="List length; repeatable.")
 @click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
 @click.option("--cold", type=click.IntRange(min=1), help="Keep only the last N items of each history.")
+@click.option("--test", is_flag=True,
+              help="Test the lead of the best row in each metric: paired over the users, Holm-corrected.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--plot", type=FOLDER, help="Write a picture of the recall (PNG).")
 @click.option("--per-user", type=FOLDER, help="New folder for one Parquet file of per-user metrics per row.")
@@ -39,6 +47,7 @@ def evaluate(
     ks: tuple[int, ...],
     remove_seen: bool,
     cold: int | None,
+    test: bool,
     as_json: bool,
     plot: Path | None,
     per_user: Path | None,
@@ -57,11 +66,14 @@ def evaluate(
     from bivrec.evaluation.ranking import write_per_user
     from bivrec.files import check_new_folder, new_folder
     from bivrec.scorers import named_scorers
+    from bivrec.significance import against_best, check_libraries
 
     if not (runs or sources or floors):
         raise BivrecError("nothing to evaluate: give --run, --from-hub or --floor")
     refuse_unused(("zero_shot", "view"), "--run or --from-hub", runs or sources)
     # Before the ranking, which may take long.
+    if test:
+        check_libraries(("scipy",))
     if per_user is not None:
         check_new_folder(per_user)
     if plot is not None:
@@ -79,6 +91,11 @@ def evaluate(
         if row.id_weight is not None:
             weights[row.name] = row.id_weight
     metrics = {name: result.metrics for name, result in results.items()}
+    names = list(next(iter(metrics.values())))
+    tests = {
+        metric: against_best({name: result.per_user[metric] for name, result in results.items()})
+        for metric in (names if test else ())
+    }
     # Printed first, so that a full disk does not lose it.
     if as_json:
         told = {
@@ -94,6 +111,10 @@ def evaluate(
             "sources": origins,
             "id_weights": weights,
         }
+        if test:
+            told["p_values"] = {
+                metric: {name: asdict(p) for name, p in of_rows.items()} for metric, of_rows in tests.items()
+            }
         click.echo(json.dumps(told))
     else:
         click.echo(results_table(metrics, "model"))
@@ -105,6 +126,8 @@ def evaluate(
             f"{opened.num_items} items ranked"
         )
         click.echo(_protocol(remove_seen, cold))
+        if test:
+            click.echo(_p_table(list(metrics), tests))
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, result in results.items():
@@ -112,6 +135,20 @@ def evaluate(
     if plot is not None:
         metric = f"recall@{20 if 20 in ks else ks[0]}"
         plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
+
+
+def _p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, PValues]]) -> str:
+    """Rows of p-values, aligned for a terminal."""
+    width = max(len("p (t-test)"), *map(len, rows))
+    lines = [f"{'p (t-test)':<{width}}  " + "  ".join(f"{metric:>12}" for metric in tests)]
+    for row in rows:
+        cells = (_p(of_rows[row].t_test) if row in of_rows else "best" for of_rows in tests.values())
+        lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines) + "\n(of so large a lead of the best row by chance; paired over the users, Holm-corrected)"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _warn(line: str) -> None:
