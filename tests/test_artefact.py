@@ -307,21 +307,24 @@ def test_a_joint_model_without_its_domain_cannot_rank(pretrained: Run) -> None:
         model_of_run(pretrained).scorer()
 
 
-def test_the_example_of_the_readme_runs(
+def test_the_examples_of_the_readme_run(
     tower: Path, source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    example = re.search(r"### Use it from Python\n\n```python\n(.*?)```", readme, re.DOTALL)
-    assert example is not None
+    use, train = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tower, tmp_path / "my-org" / "bivrec-ml-25m")
     shutil.copytree(source.path, tmp_path / "domains" / "shop")
     names: dict[str, Any] = {}
-    exec(example[1], names)
+    exec(use, names)
     ids = source.item_ids()
     shown = [ids[index - 1] for index in names["best"][0]]
     assert len(set(shown)) == 10
     assert capsys.readouterr().out.strip() == str(shown)
+    # So wide a model learns for minutes.
+    exec(train.replace('"training.steps=300"', '"training.steps=2", "model.hidden_size=8"'), names)
+    assert names["results"]["both"].metrics["recall@20"] == names["run"].results()["both"]["recall@20"]
+    assert names["table"]["user_id"][0].as_py() == source.sequences("test").user_ids[0]
 
 
 # What does not fit together
