@@ -13,8 +13,7 @@ from tiny_models import NUM_ITEMS, TINY, item_features, random_histories, random
 from torch import Tensor
 from torch.nn import functional
 
-from bivrec.artefact import BiVRecNetwork as PublishedModel
-from bivrec.artefact import TowerNetwork as PublishedTower
+from bivrec.artefact import BiVRec, Tower
 from bivrec.baselines.attention import Attention
 from bivrec.baselines.comirec import ROUTING_ITERATIONS
 from bivrec.baselines.re4 import attend_loss, contrast_loss
@@ -381,7 +380,7 @@ def test_every_system_trains_ranks_and_resumes(
 @pytest.mark.parametrize("system", ["sasrec", "comirec-sa", "unisrec", "mmsrec", "re4"])
 def test_a_baseline_of_features_transfers(system: str, source: Domain, target: Domain, tmp_path: Path) -> None:
     run = pretrain(source, tmp_path / "run", config(**recipe(system, ("mm",), steps=2)))
-    published = PublishedTower.from_pretrained(publish(run, str(tmp_path / "tower")))
+    published = Tower.from_pretrained(publish(run, str(tmp_path / "tower")))
     zero_shot = ModelScorer(zero_shot_model(target, published))
     direct = ModelScorer(zero_shot_model(target, tower_of_run(run)))
     histories = torch.tensor([[1, 2, 3]])
@@ -414,7 +413,7 @@ def test_ids_and_features_in_one_model_do_not_transfer(source: Domain, tmp_path:
         complaint = result.output.splitlines()[-1]
         assert complaint.startswith(f"Error: {published}: sasrec was trained with IDs and features in one model, ")
     with pytest.raises(BivrecError, match="IDs and features in one model"):
-        _ = PublishedModel.from_pretrained(published, source).tower
+        _ = BiVRec.from_pretrained(published, source).tower
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_features_are_replaced_only_if_asked(domain, tmp_path):
     )
     assert run(domain.path, "--text", "hashing", "--whiten", "--overwrite").exit_code == 0
     features = Domain.open(domain.path).info.features
-    assert {name: spec.whitening for name, spec in features.items()} == {"text": 0.001, "image": None}
+    assert {name: spec.whitening for name, spec in features.items()} == {"text": 30.0, "image": None}
 
 
 def test_a_typo_in_the_second_encoder_costs_nothing(domain, tmp_path):

@@ -217,7 +217,7 @@ class Domain:
                 )
 
     def __repr__(self) -> str:
-        facts = [f"{sum(self.info.users.values()):,} users", f"{self.num_items:,} items"]
+        facts = [f"{self.info.num_users:,} users", f"{self.num_items:,} items"]
         facts += [f"{name} {spec.dimension}-d" for name, spec in self.info.features.items()]
         return f"Domain({self.name!r}, {', '.join(facts)})"
 
