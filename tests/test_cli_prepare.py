@@ -1,8 +1,9 @@
 import pytest
+import torch
 from click.testing import CliRunner
 
 from bivrec.cli import main
-from bivrec.data.domain import Domain
+from bivrec.data.domain import Domain, FeatureSpec
 
 
 @pytest.fixture
@@ -40,6 +41,17 @@ def test_overwrite_spares_what_is_no_domain(run, interactions_csv, tmp_path):
         assert len(result.output.splitlines()) == 1
     assert Domain.open(tmp_path / "domains" / "shop").name == "shop"
     assert interactions_csv.read_text().startswith("user_id")
+
+
+def test_features_that_go_with_a_domain_are_told(run, interactions_csv, tmp_path):
+    options = ("tables", "--interactions", interactions_csv, "--overwrite", "--to", tmp_path / "shop")
+    assert "Warning" not in run(*options).output
+    domain = Domain.open(tmp_path / "shop")
+    rows = torch.zeros(domain.num_items + 1, 4)
+    spec = FeatureSpec("hashing", "1", 4, "sum", whitening=None)
+    domain.with_features({"text": rows}, {"text": rows.any(1)}, {"text": spec})
+    assert "Warning: the replaced Domain had text features; run `bivrec encode " in run(*options).output
+    assert "Warning" not in run(*options).output
 
 
 def test_column_options(run, tmp_path):

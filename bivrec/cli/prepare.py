@@ -192,7 +192,20 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
 
     # Before the files are read, which may take long.
     check_new_folder(to, overwrite, marks=MARKS)
+    lost = _features_at(to)
     _report(prepare(read(), to, overwrite=overwrite, **options))
+    if lost:
+        click.echo(f"Warning: the replaced Domain had {lost} features; run `bivrec encode {to}` again", err=True)
+
+
+def _features_at(path: Path) -> str:
+    """The modalities of a Domain that is to be replaced; none where there is no Domain, or a damaged one."""
+    from bivrec.data.domain import Domain
+
+    try:
+        return " and ".join(Domain.open(path).info.features)
+    except BivrecError:
+        return ""
 
 
 def _report(domain: Domain) -> None:
