@@ -51,7 +51,10 @@ class UniSRec(SASRec):
     """
 
     def auxiliary_loss(self, items: Tensor, mask: Tensor, interests: Interests) -> Tensor:
-        """InfoNCE of each user and the same user with a share of the items dropped, against the users of the batch."""
+        """InfoNCE of each user and the same user with a share of the items dropped.
+
+        The negatives are the other rows that this process has of the batch.
+        """
         kept = mask & (torch.rand(mask.shape, device=mask.device) >= ITEM_DROP)
         kept[:, -1] = mask[:, -1]
         dropped = functional.normalize(self(items, kept).vectors[:, -1, 0], dim=-1)
