@@ -119,6 +119,11 @@ class ModelConfig:
         "stay where similar items are near in a Domain that was never seen",
         choices=("free", "content"),
     )
+    id_interests: str = _setting(
+        "free",
+        "interests of the ID view, as above; content learns faster where items are many and histories short",
+        choices=("free", "content"),
+    )
     repeat_bias: bool = _setting(
         False,
         "whether a view adds a learned constant to the scores of items that the user has had before; how readily "

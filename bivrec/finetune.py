@@ -23,9 +23,10 @@ FREE_MODEL_SETTINGS = (
     "aggregation",
     "interests_per_item",
     "id_items",
+    "id_interests",
     "repeat_bias",
 )
-"""Settings of the architecture that weights do not depend on, which a finetuning may choose anew."""
+"""Settings of the architecture that the tower's weights do not depend on, which a finetuning may choose anew."""
 
 
 def finetune_config(recipe: Mapping[str, Any], tower: Tower) -> Config:

@@ -196,7 +196,9 @@ def seen_from(tower: TowerNetwork, age: int) -> TowerNetwork:
 
 @pytest.mark.parametrize("scales", [(), (2,), (3,), (2, 4)])
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_interests": (4, 2)}, {"view": "mm", "mm_interests": "content"}], ids=name
+    "changes",
+    [{}, {"num_interests": (4, 2)}, {"view": "mm", "mm_interests": "content"}, {"id_interests": "content"}],
+    ids=name,
 )
 def test_reading_at_a_position_equals_reading_the_prefix_that_ends_there(
     scales: tuple[int, ...], changes: dict[str, Any]
@@ -348,9 +350,10 @@ def test_each_view_has_a_repeat_bias_of_its_own(views: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("readout", ["history", "prefix"])
-def test_interests_of_content_lie_among_the_items(readout: str) -> None:
+@pytest.mark.parametrize("view", ["id", "mm"])
+def test_interests_of_content_lie_among_the_items(view: str, readout: str) -> None:
     """Whatever the weights are, an interest of like items is near to them; only the allocation is learnt."""
-    tower = tiny_tower("mm", mm_interests="content", num_interests=(2,), readout=readout)
+    tower = tiny_tower(view, **{f"{view}_interests": "content"}, num_interests=(2,), readout=readout)
     histories = torch.full((1, 6), 5)
     interests = read(tower, histories).vectors[0, 0]
     item = tower.encode_items(torch.tensor(5))

@@ -131,8 +131,8 @@ class TowerNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.items = items
-        free = not isinstance(items, FeatureItems) or config.mm_interests == "free"
-        self.sequence = SequenceEncoder(config, free) if sequence is None else sequence
+        interests = config.mm_interests if isinstance(items, FeatureItems) else config.id_interests
+        self.sequence = SequenceEncoder(config, free_interests=interests == "free") if sequence is None else sequence
         if config.score == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_COSINE_SCALE)))
 
