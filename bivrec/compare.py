@@ -20,8 +20,6 @@ from bivrec.tables import tables_of, write_tables
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 MODELS = (*FLOORS, *SYSTEMS)
 VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
-ONE_TARGET = ("comirec", "re4", "mmsrec", "mmmlp")
-"""Systems, by how their names begin, that read a history as a whole."""
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
 
 Finish = Callable[[Workshop, Sequence[Measured]], list[Measured]]
@@ -53,7 +51,7 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
     views = [name for name in VIEWS_OF_ONE if name in names]
     trained = [name for name in names if name not in FLOORS]
     others = [name for name in trained if name not in views]
-    whole = [name for name in trained if name.startswith(ONE_TARGET)]
+    whole = [name for name in trained if SYSTEMS[name].overrides["model"].get("readout") == "history"]
     if floors := [name for name in names if name in FLOORS]:
         yield f"{_listed(floors)} {'needs' if len(floors) == 1 else 'need'} no training."
     if len(views) > 1:

@@ -60,6 +60,7 @@ SYSTEMS: dict[str, System] = {
     "pure-mm": _system("bivrec", "mm", _BIVREC, "PureMM"),
     "comirec-sa": _system("comirec-sa", "id", _COMIREC, "ComiRec-SA", routed=True),
     "comirec-sa+": _system("comirec-sa", "both", _COMIREC, "ComiRec-SA+", routed=True),
+    "comirec-sa-dense+": _system("comirec-sa", "both", _COMIREC, readout="prefix"),
     "comirec-dr": _system("comirec-dr", "id", _COMIREC, routed=True),
     "comirec-dr+": _system("comirec-dr", "both", _COMIREC, routed=True),
     "sasrec": _system("sasrec", "id", _SASREC, "SASRec*", readout="prefix"),
@@ -77,4 +78,5 @@ SYSTEMS: dict[str, System] = {
     "unisrec": _system("unisrec", "mm", _UNISREC, readout="prefix", score="cosine"),
     "unisrec+": _system("unisrec", "both", _UNISREC, readout="prefix", score="cosine"),
 }
-"""Identifier -> system. A `+` reads IDs and features in one model, as in Table 1."""
+"""Identifier -> system. A `+` reads IDs and features in one model, as in Table 1; `dense` learns every position, with
+the interest score of the recipe, which the paper does not."""
