@@ -41,12 +41,12 @@ def tower_of_run(run: Run) -> Tower:
 def model_of_run(run: Run) -> BiVRec:
     """The joint model of a Run's best checkpoint, as if it had been published and read.
 
-    Raises BivrecError if the Run has no ID view, or its Domain, which knows the item ids, is not there any more.
+    Raises BivrecError if the Run has no ID view.
     """
     if "id" not in run.config.training.views:
         raise BivrecError(f"{run.path}: trained with the multimodal view alone; publish its tower with --model tower")
     weights = checkpoint_weights(run.checkpoint("best"))
-    return BiVRec(_config(run), weights, source_of_run(run), run.open_domain().item_ids())
+    return BiVRec(_config(run), weights, source_of_run(run), run.item_ids())
 
 
 def artefact_of_run(run: Run, kind: str | None = None) -> Tower | BiVRec:

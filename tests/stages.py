@@ -87,7 +87,7 @@ def new_run(path: Path, domain: Domain, config: Config) -> Run:
         command="bivrec pretrain",
         versions={},
     )
-    return Run.create(path, info)
+    return Run.create(path, info, domain.item_ids())
 
 
 def untrained(domain: Domain, config: Config) -> BiVRecNetwork:

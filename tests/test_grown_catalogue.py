@@ -1,6 +1,7 @@
 """Joint models on a catalogue that has changed since the training."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_new_items_are_recommended_and_counted(joint: Path, grown: Domain, tmp_p
     said = succeed("recommend", grown.path, kind, model, "--to", lists, "--k", grown.num_items)
     assert f"both, {len(NEW)} new items" in said
     assert all(item in lists.read_text() for item in NEW)
+
+
+def test_a_domain_may_be_replaced_by_the_changed_one(source: Domain, grown: Domain, tmp_path: Path) -> None:
+    """As a shop does that prepares the same folder anew every night."""
+    shop = Path(shutil.copytree(source.path, tmp_path / "shop"))
+    pretrain(Domain.open(shop), tmp_path / "run", config())
+    shutil.rmtree(shop)
+    shutil.copytree(grown.path, shop)
+    options = ("--run", tmp_path / "run", "--k", grown.num_items)
+    said = succeed("recommend", shop, *options, "--to", tmp_path / "lists.csv")
+    assert f"both, {len(NEW)} new items" in said
 
 
 @pytest.mark.parametrize("kind", ["--from-hub", "--run"])

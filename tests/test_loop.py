@@ -181,6 +181,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(source: Domain, tmp_path: Pat
     run = pretrain(source, path, with_steps(1, 1), overwrite=True)
     assert sorted(file.name for file in resume(run.path).path.iterdir()) == [
         "best.safetensors",
+        "items.json",
         "last.safetensors",
         "metrics.jsonl",
         "results.json",

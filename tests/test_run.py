@@ -38,7 +38,8 @@ def open_fault(path: Path) -> str:
 
 def test_only_formats_that_hold_no_code_are_written(pretrained: Run) -> None:
     files = sorted(path.relative_to(pretrained.path).as_posix() for path in pretrained.path.rglob("*"))
-    assert files == ["best.safetensors", "last.safetensors", "metrics.jsonl", "results.json", "run.json"]
+    expected = ["best.safetensors", "items.json", "last.safetensors", "metrics.jsonl", "results.json", "run.json"]
+    assert files == expected
 
 
 def test_a_run_says_what_was_trained(pretrained: Run, source: Domain) -> None:

@@ -75,7 +75,7 @@ def fit(
         with failing_alike():
             if accelerator.is_main_process and not resume:
                 info = _run_info(stage, domain, config, features, started_from, known_items, accelerator)
-                Run.create(path, info, overwrite)
+                Run.create(path, info, domain.item_ids(), overwrite)
                 locks.enter_context(locked(path))
         run = Run.open(path)
         if tracker is not None:

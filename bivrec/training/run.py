@@ -1,6 +1,7 @@
 """Run: one training, a folder on disk.
 
 run.json           RunInfo: the configuration and where everything came from
+items.json         ids of the catalogue, in the order of the item indices
 metrics.jsonl      one line per report: training losses, and the validation metrics of each view
 best.safetensors   weights with the best validation recall
 last.safetensors   weights and optimiser state, to resume from
@@ -10,7 +11,7 @@ results.json       metrics of the best weights on the test users, written at the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkp
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
+ITEMS_FILE = "items.json"
 MARKS = ("run.json",)
 """Files that every folder of a Run holds."""
 
@@ -69,11 +71,20 @@ class Run:
         }
 
     @classmethod
-    def create(cls, path: Path, info: RunInfo, overwrite: bool = False) -> Run:
-        """Make the folder of a new Run. Raises BivrecError if it exists, unless `overwrite`."""
+    def create(cls, path: Path, info: RunInfo, item_ids: Sequence[str], overwrite: bool = False) -> Run:
+        """Make the folder of a new Run. Raises BivrecError if it exists, unless `overwrite`.
+
+        item_ids: of the catalogue, which say what the rows of the ID table are when the Domain has been replaced.
+        """
         with new_folder(path, overwrite, marks=MARKS) as staging:
             write_json(staging / "run.json", asdict(info))
+            write_json(staging / ITEMS_FILE, list(item_ids))
         return cls(Path(path), info)
+
+    def item_ids(self) -> list[str]:
+        """Ids of the catalogue of the training; entry k is item index k + 1."""
+        ids: list[str] = read_json(self.path / ITEMS_FILE)
+        return ids
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
