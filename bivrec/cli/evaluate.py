@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, mixture, refuse_unused, results_table
+from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused
+from bivrec.cli.reports import mixture, p_table, results_table
 from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
-    from bivrec.significance import PValues
+    from bivrec.data.domain import Domain
+    from bivrec.evaluation.lists import RankedLists
+    from bivrec.evaluation.protocol import EvaluationUsers
 
 
 @click.command()
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
               help="A published tower or joint model, ORG/NAME[@revision] or a folder; repeatable.")  # fmt: skip
 @click.option("--floor", "floors", multiple=True, help="A method without training; repeatable.",
               type=click.Choice(FLOORS))  # fmt: skip
+@click.option("--lists", type=FOLDER, multiple=True, metavar="FILE",
+              help="Ranked lists of another program, a table of user_id, item_id and rank; repeatable.")  # fmt: skip
 @click.option("--zero-shot", is_flag=True, help="Use the tower alone on a DOMAIN that it was not trained on.")
 @click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")
@@ -41,6 +46,7 @@ def evaluate(
     runs: tuple[Path, ...],
     sources: tuple[str, ...],
     floors: tuple[str, ...],
+    lists: tuple[Path, ...],
     zero_shot: bool,
     view: str,
     split: str,
@@ -56,11 +62,13 @@ def evaluate(
 
     The target is the last 20 % of a user's sequence, or in a Domain that was prepared by leave-one-out its last item.
 
-    Each --run, --from-hub and --floor gives one row per view. A Run and a published joint model rank the catalogue
+    Each --run, --from-hub and --floor gives one row per view, each --lists one row (`bivrec export` writes what another
+    program needs to train and to rank). A Run and a published joint model rank the catalogue
     that they were trained on; with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot
     on every DOMAIN whose items it was not trained on; the row tells where it was.
     """
     from bivrec.data.domain import Domain
+    from bivrec.evaluation.lists import evaluate_lists
     from bivrec.evaluation.protocol import EvaluationUsers
     from bivrec.evaluation.ranking import evaluate as rank
     from bivrec.evaluation.ranking import write_per_user
@@ -68,8 +76,8 @@ def evaluate(
     from bivrec.scorers import named_scorers
     from bivrec.significance import against_best, check_libraries
 
-    if not (runs or sources or floors):
-        raise BivrecError("nothing to evaluate: give --run, --from-hub or --floor")
+    if not (runs or sources or floors or lists):
+        raise BivrecError("nothing to evaluate: give --run, --from-hub, --floor or --lists")
     refuse_unused(("zero_shot", "view"), "--run or --from-hub", runs or sources)
     # Before the ranking, which may take long.
     if test:
@@ -85,6 +93,10 @@ def evaluate(
     if cold is not None:
         users = users.cold_start(cold)
     results, origins, weights = {}, {}, {}
+    # Read before anything is ranked, which may take long.
+    for name, ranked in _read_all(lists, opened, users, max(ks)).items():
+        results[name] = evaluate_lists(ranked, users, ks, remove_seen)
+        origins[name] = {"kind": "lists", "name": name}
     for row in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot, warn=_warn):
         results[row.name] = rank(row.scorer, users, ks, remove_seen)
         origins[row.name] = {"kind": row.kind, **row.source}
@@ -127,7 +139,7 @@ def evaluate(
         )
         click.echo(_protocol(remove_seen, cold))
         if test:
-            click.echo(_p_table(list(metrics), tests))
+            click.echo(p_table(list(metrics), tests))
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, result in results.items():
@@ -137,18 +149,20 @@ def evaluate(
         plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
 
 
-def _p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, PValues]]) -> str:
-    """Rows of p-values, aligned for a terminal."""
-    width = max(len("p (t-test)"), *map(len, rows))
-    lines = [f"{'p (t-test)':<{width}}  " + "  ".join(f"{metric:>12}" for metric in tests)]
-    for row in rows:
-        cells = (_p(of_rows[row].t_test) if row in of_rows else "best" for of_rows in tests.values())
-        lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines) + "\n(of so large a lead of the best row by chance; paired over the users, Holm-corrected)"
+def _read_all(paths: Sequence[Path], domain: Domain, users: EvaluationUsers, k: int) -> dict[str, RankedLists]:
+    """Name of each row -> its lists; warns of what is missing in them."""
+    from bivrec.evaluation.lists import read_lists
 
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    names = [path.stem for path in paths]
+    read = {}
+    for path, name in zip(paths, names, strict=True):
+        lists = read_lists(path, domain, users)
+        if missing := lists.num_missing:
+            _warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
+        if (longest := lists.items.shape[1]) < k:
+            _warn(f"{path}: no list is longer than {longest}, of {k} items that are asked for")
+        read[name if names.count(name) == 1 else str(path)] = lists
+    return read
 
 
 def _warn(line: str) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from bivrec.errors import BivrecError
-
-if TYPE_CHECKING:
-    from bivrec.training.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
@@ -94,29 +91,3 @@ def _given(ctx: click.Context, names: Collection[str]) -> list[str]:
         for parameter in ctx.command.params
         if parameter.name in names and ctx.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
     ]
-
-
-def echo_results(run: Run) -> None:
-    """Print what a training came to, once however many processes trained."""
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
-        click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
-        click.echo(results_table(run.results()))
-        if (weight := run.id_weight()) is not None:
-            click.echo(f"both = {mixture(weight)}")
-
-
-def mixture(id_weight: float) -> str:
-    """How both views rank together: `0.7 id + 0.3 mm`."""
-    return f"{id_weight:g} id + {1 - id_weight:g} mm"
-
-
-def results_table(results: dict[str, dict[str, float]], label: str = "view") -> str:
-    """Rows of metrics, in percent, aligned for a terminal."""
-    metrics = list(next(iter(results.values())))
-    width = max(len(label), *(len(name) for name in results))
-    lines = [f"{label:<{width}}  " + "  ".join(f"{metric:>12}" for metric in metrics)]
-    for name, values in results.items():
-        lines.append(f"{name:<{width}}  " + "  ".join(f"{100 * values[metric]:>12.2f}" for metric in metrics))
-    return "\n".join(lines) + "\n(all in %)"

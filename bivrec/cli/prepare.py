@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused
+from bivrec.cli.reports import echo_domain
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def merge(domains: tuple[Path | str, ...], to: Path, name: str | None, overwrite
     from bivrec.data.domain import Domain
     from bivrec.data.merge import merge as merged
 
-    _report(merged([Domain.open(domain) for domain in domains], to, name=name, overwrite=overwrite))
+    echo_domain(merged([Domain.open(domain) for domain in domains], to, name=name, overwrite=overwrite))
 
 
 @prepare.command()
@@ -182,7 +183,7 @@ def synthetic(
         to, source=source, target=target, topics=topics, images=images, k_core=k_core, seed=seed, overwrite=overwrite
     )
     for domain in domains:
-        _report(domain)
+        echo_domain(domain)
 
 
 def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: Any) -> None:
@@ -193,7 +194,7 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
     # Before the files are read, which may take long.
     check_new_folder(to, overwrite, marks=MARKS)
     lost = _features_at(to)
-    _report(prepare(read(), to, overwrite=overwrite, **options))
+    echo_domain(prepare(read(), to, overwrite=overwrite, **options))
     if lost:
         click.echo(f"Warning: the replaced Domain had {lost} features; run `bivrec encode {to}` again", err=True)
 
@@ -206,33 +207,3 @@ def _features_at(path: Path) -> str:
         return " and ".join(Domain.open(path).info.features)
     except BivrecError:
         return ""
-
-
-def _report(domain: Domain) -> None:
-    info = domain.info
-    click.echo(f"{domain.path}: {info.name} ({info.source['reader']}), {info.protocol}")
-    for split, users in info.users.items():
-        click.echo(f"  {split:<10} {users:>10,} users {info.interactions[split]:>12,} interactions")
-    density = info.num_interactions / (info.num_users * info.num_items)
-    once = ", each counted once" if info.protocol == LEAVE_ONE_OUT else ""
-    click.echo(f"  {'all':<10} {info.num_users:>10,} users {info.num_interactions:>12,} interactions{once}")
-    click.echo(f"  {info.num_items:,} items, density {density:.4%}")
-    dropped = info.dropped
-    by_the_core = (
-        f"by the {info.k_core}-core {dropped['k_core_users']:,} users, {dropped['k_core_items']:,} items and "
-        f"{dropped['k_core_interactions']:,} interactions; "
-    )
-    click.echo(
-        f"  dropped: {dropped['duplicate_interactions']:,} exact duplicates; {by_the_core if info.k_core else ''}"
-        f"{dropped['items_without_interactions']:,} items without interactions"
-    )
-    if "interactions_with_other_domain" in dropped:
-        shared = dropped["interactions_with_other_domain"]
-        click.echo(f"  with items of {info.source['without']} (left out): {shared:,} interactions")
-    if "outside_period" in dropped:
-        click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
-    click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")
-    if info.items_not_listed:
-        click.echo(f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items")
-    if dropped["images_not_found"]:
-        click.echo(f"  listed images that are not there: {dropped['images_not_found']:,}")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, allow_only, echo_results, overwrite_option, set_option, track_option
+from bivrec.cli.options import DOMAIN, FOLDER, allow_only, overwrite_option, set_option, track_option
+from bivrec.cli.reports import echo_results
 from bivrec.errors import BivrecError
 from bivrec.memory import keep_freed_memory
 

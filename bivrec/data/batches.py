@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bivrec.data.domain import Sequences
+from bivrec.data.stretches import places_of
 from bivrec.errors import BivrecError
 
 USERS_AT_ONCE = 65536
@@ -90,8 +91,7 @@ class BatchSampler:
             users = self._users[start : start + USERS_AT_ONCE]
             first, length, earliest = self._stretches(users)
             choices = length - earliest
-            ends = np.cumsum(choices)
-            places = np.arange(ends[-1]) + np.repeat(first + earliest - ends + choices, choices)
+            _, places = places_of(first + earliest, choices)
             weights = np.repeat(1 / choices / len(self._users), choices)
             shares += np.bincount(self._sequences.items[places], weights, num_items + 1)
         return shares
@@ -124,8 +124,7 @@ class BatchSampler:
     def _earlier(self, first: np.ndarray, begin: np.ndarray) -> np.ndarray:
         """[2, E]: row and item of the places first..begin-1 of the flat array, one stretch for each row."""
         lengths = np.maximum(begin - first, 0) * self._whole_history
-        ends = np.cumsum(lengths)
-        places = np.arange(lengths.sum()) + np.repeat(first - ends + lengths, lengths)
+        _, places = places_of(first, lengths)
         return np.stack([np.repeat(np.arange(len(first)), lengths), self._sequences.items[places]])
 
     def _draw_users(self, step: int) -> np.ndarray:

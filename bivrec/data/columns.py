@@ -212,8 +212,8 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
 def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], str]) -> pa.Array:
     if kind == TIME:
         values = [int(value) if isinstance(value, float) else value for value in values]
-    if kind == TIME and not any(isinstance(value, str) for value in values):
-        return pa.array(values, TIME)
+    if kind == INTEGER or (kind == TIME and not any(isinstance(value, str) for value in values)):
+        return pa.array(values, kind)
     strings = pa.array([None if value is None else str(value) for value in values], pa.string())
     if kind == TIME:
         return read_times(pa.chunked_array([strings]), where).combine_chunks()
@@ -225,9 +225,11 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
         return True
     if kind == TIME and isinstance(value, float):
         return value.is_integer() and abs(value) < 2.0**63
-    if isinstance(value, bool) or (isinstance(value, int) and kind == TIME and value.bit_length() > 63):
+    if isinstance(value, bool) or (
+        isinstance(value, int) and value.bit_length() > {TIME: 63, INTEGER: 31}.get(kind, 1e9)
+    ):
         return False
-    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str}[kind])
+    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str, INTEGER: int}[kind])
 
 
 def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], first_row: int) -> pa.Table:
@@ -257,8 +259,8 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     is_text = _is_text(found)
     if kind == TIME and (pa.types.is_timestamp(found) or pa.types.is_date(found)):
         return column.cast(pa.timestamp("s"), safe=False).cast(TIME)
-    if kind == TIME and pa.types.is_integer(found):
-        return column.cast(TIME)
+    if kind in (TIME, INTEGER) and pa.types.is_integer(found):
+        return column.cast(kind)
     if kind == ID and (is_text or pa.types.is_integer(found)):
         return column.dictionary_encode().cast(ID)
     if (kind == ID and pa.types.is_dictionary(found)) or (kind == TEXT and is_text):

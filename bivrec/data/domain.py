@@ -270,6 +270,12 @@ class Domain:
         ids: list[str] = self.item_table().data.table["item_id"].to_pylist()
         return ids
 
+    def item_indices(self, item_ids: pa.StringArray) -> np.ndarray:
+        """The index of every id; 0 of items that the Domain does not have."""
+        catalogue = self.item_table().data.table["item_id"].combine_chunks()
+        rows: np.ndarray = pc.fill_null(pc.index_in(item_ids, value_set=catalogue), -1).to_numpy()
+        return rows + 1
+
     def original_item_ids(self) -> pa.ChunkedArray:
         """The same as strings of Arrow, without what `prepare merge` put before the ids of the Domains that it read."""
         ids = self.item_table().data.table["item_id"]

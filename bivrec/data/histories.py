@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from bivrec.data.columns import ID, TIME, read_columns
 from bivrec.data.domain import LEAVE_ONE_OUT, SPLITS, Domain, Sequences
 from bivrec.data.raw import encode_ids
+from bivrec.data.stretches import places_of
 from bivrec.data.tables import Columns
 from bivrec.errors import BivrecError
 
@@ -45,9 +46,7 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *
     table = read_columns(path, ids | times) if timed else read_columns(path, ids, times)
     user_codes, user_ids = encode_ids(table[columns.user])
     item_codes, item_ids = encode_ids(table[columns.item])
-    # Index 0, padding, stands for no item of the Domain.
-    catalogue = domain.item_table().data.table["item_id"].combine_chunks()
-    items = (pc.fill_null(pc.index_in(item_ids, value_set=catalogue), -1).to_numpy() + 1)[item_codes]
+    items = domain.item_indices(item_ids)[item_codes]
     rows = np.flatnonzero(items)
     unknown = np.flatnonzero(items == 0)
     example = None
@@ -59,7 +58,7 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *
     if not len(rows):
         raise BivrecError(
             f"{path}: none of its {len(items):,} interactions is of an item of {domain.name}; the first is of "
-            f"'{item_ids[int(item_codes[0])]}'; expected item ids such as '{catalogue[0]}'"
+            f"'{item_ids[int(item_codes[0])]}'; expected item ids such as '{domain.item_table()[0]['item_id']}'"
         )
     seconds = table[columns.timestamp].to_numpy() if columns.timestamp in table.column_names else np.arange(len(items))
     order = pc.sort_indices(user_ids).to_numpy()
@@ -110,8 +109,7 @@ def users_of_split(domain: Domain, split: str) -> Sequences:
     in_test = shared.to_numpy(zero_copy_only=False)
     starts, lengths = len(whole.items) + part.offsets[:-1], part.lengths
     starts[in_test], lengths[in_test] = whole.offsets[:-1], whole.lengths
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    offsets, places = places_of(starts, lengths)
     return dataclasses.replace(
         part,
         offsets=offsets,

@@ -28,6 +28,7 @@ import pyarrow as pa
 from bivrec.data.domain import INFO_FILE, Domain
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table
+from bivrec.data.stretches import places_of
 from bivrec.errors import BivrecError
 from bivrec.files import new_folder
 
@@ -137,7 +138,7 @@ class World:
         while len(active):
             mine = interests[active, slot[active]]
             session = np.minimum(random.geometric(1 / MEAN_SESSION, len(active)), end[active] - place[active])
-            topic[_ranges(place[active], session)] = np.repeat(mine, session)
+            topic[places_of(place[active], session)[1]] = np.repeat(mine, session)
             gap[place[active]] += random.integers(DAY, 20 * DAY, size=len(active))
             place[active] += session
             active = active[place[active] < end[active]]
@@ -291,12 +292,6 @@ def _draw(cumulative: np.ndarray, random: np.random.Generator) -> np.ndarray:
     point = random.random(len(cumulative)) * cumulative[:, -1]
     column: np.ndarray = (cumulative <= point[:, None]).sum(axis=1)
     return column
-
-
-def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """All of first[k], first[k] + 1, ..., first[k] + count[k] - 1."""
-    ranges: np.ndarray = np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count)
-    return ranges
 
 
 def _cumulative(gaps: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from bivrec.data.domain import Sequences, UserIds
+from bivrec.data.stretches import Integers, places_of
 from bivrec.errors import BivrecError
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ class EvaluationUsers:
 
     def targets(self) -> tuple[Integers, Integers]:
         """Targets in CSR form: offsets [U + 1] and items [T], in time order, repeats kept."""
-        lengths = self.ends - self.cuts
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(offsets[-1]) + np.repeat(self.cuts - offsets[:-1], lengths)
+        offsets, places = places_of(self.cuts, self.ends - self.cuts)
         return offsets, self.items[places].astype(np.int64)
 
     def _left_padded(self, starts: Integers, ends: Integers) -> Tensor:

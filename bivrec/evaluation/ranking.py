@@ -222,9 +222,9 @@ def evaluate(
     accelerator: share the users among its processes; every process returns the same result.
     Raises BivrecError if there is no user to evaluate or a k is below 1.
     """
-    _check_askable(users, ks)
+    check_askable(users, ks)
     recommended = recommend_users(scorer, users, max(ks), remove_seen, user_chunk, item_chunk, accelerator)
-    return _compare(recommended, users, ks)
+    return compare_with_targets(recommended, users, ks)
 
 
 def evaluate_each(
@@ -236,17 +236,18 @@ def evaluate_each(
     accelerator: Accelerator | None = None,
 ) -> list[EvaluationResult]:
     """`evaluate` of each scorer, with seen items kept, for little more than the cost of one."""
-    _check_askable(users, ks)
+    check_askable(users, ks)
 
     def lists(first: int, last: int) -> list[Tensor]:
         histories = users.histories(first, last, scorers.max_history)
         return [items for items, _ in top_k_of_each(scorers, histories, max(ks), item_chunk)]
 
     recommended = _share_users(lists, (len(scorers), len(users), max(ks)), user_chunk, accelerator)
-    return [_compare(own.numpy(), users, ks) for own in recommended]
+    return [compare_with_targets(own.numpy(), users, ks) for own in recommended]
 
 
-def _check_askable(users: EvaluationUsers, ks: Sequence[int]) -> None:
+def check_askable(users: EvaluationUsers, ks: Sequence[int]) -> None:
+    """Raise BivrecError if there is no user to evaluate or a k is below 1."""
     if min(ks) < 1:
         raise BivrecError(f"k = {min(ks)}: a list of recommendations has at least 1 item")
     if not len(users):
@@ -255,8 +256,10 @@ def _check_askable(users: EvaluationUsers, ks: Sequence[int]) -> None:
         )
 
 
-def _compare(recommended: npt.NDArray[np.int64], users: EvaluationUsers, ks: Sequence[int]) -> EvaluationResult:
-    """Of lists [U, max(ks)]."""
+def compare_with_targets(
+    recommended: npt.NDArray[np.int64], users: EvaluationUsers, ks: Sequence[int]
+) -> EvaluationResult:
+    """Metrics of lists [U, max(ks)] of item indices, best first, filled up with 0."""
     per_user = ranking_metrics(*find_hits(recommended, *users.targets()), ks)
     means = {name: float(values.mean()) for name, values in per_user.items()}
     return EvaluationResult(means, per_user, num_users=len(users), skipped=users.skipped)

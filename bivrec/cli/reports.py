@@ -1,0 +1,102 @@
+"""What several commands print: of a Domain, a Run, and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bivrec.data.domain import Domain, FeatureSpec
+    from bivrec.significance import PValues
+    from bivrec.training.run import Run
+
+
+def echo_domain(domain: Domain) -> None:
+    """Print what a Domain holds, and what its preparation left out."""
+    import numpy as np
+
+    from bivrec.data.domain import LEAVE_ONE_OUT
+
+    info = domain.info
+    click.echo(f"{domain.path}: {info.name} ({info.source['reader']}), {info.protocol}")
+    for split, users in info.users.items():
+        click.echo(f"  {split:<10} {users:>10,} users {info.interactions[split]:>12,} interactions")
+    density = info.num_interactions / (info.num_users * info.num_items)
+    once = ", each counted once" if info.protocol == LEAVE_ONE_OUT else ""
+    click.echo(f"  {'all':<10} {info.num_users:>10,} users {info.num_interactions:>12,} interactions{once}")
+    click.echo(f"  {info.num_items:,} items, density {density:.4%}")
+    if len(lengths := domain.sequences("train").lengths):
+        click.echo(
+            f"  of a training user: median {np.median(lengths):g}, mean {lengths.mean():.1f}, "
+            f"most {lengths.max():,} interactions"
+        )
+    dropped = info.dropped
+    by_the_core = (
+        f"by the {info.k_core}-core {dropped['k_core_users']:,} users, {dropped['k_core_items']:,} items and "
+        f"{dropped['k_core_interactions']:,} interactions; "
+    )
+    click.echo(
+        f"  dropped: {dropped['duplicate_interactions']:,} exact duplicates; {by_the_core if info.k_core else ''}"
+        f"{dropped['items_without_interactions']:,} items without interactions"
+    )
+    if "interactions_with_other_domain" in dropped:
+        shared = dropped["interactions_with_other_domain"]
+        click.echo(f"  with items of {info.source['without']} (left out): {shared:,} interactions")
+    if "outside_period" in dropped:
+        click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
+    click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")
+    if info.items_not_listed:
+        click.echo(f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items")
+    if dropped["images_not_found"]:
+        click.echo(f"  listed images that are not there: {dropped['images_not_found']:,}")
+    for line in feature_lines(info.features):
+        click.echo(line)
+
+
+def feature_lines(features: Mapping[str, FeatureSpec]) -> list[str]:
+    """A line for each modality: how its features were made."""
+    from bivrec.features.contract import describe
+
+    return [f"  {modality} features: {describe(spec)}" for modality, spec in features.items()]
+
+
+def echo_results(run: Run) -> None:
+    """Print what a training came to, once however many processes trained."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
+        click.echo(results_table(run.results()))
+        if (weight := run.id_weight()) is not None:
+            click.echo(f"both = {mixture(weight)}")
+
+
+def mixture(id_weight: float) -> str:
+    """How both views rank together: `0.7 id + 0.3 mm`."""
+    return f"{id_weight:g} id + {1 - id_weight:g} mm"
+
+
+def results_table(results: dict[str, dict[str, float]], label: str = "view") -> str:
+    """Rows of metrics, in percent, aligned for a terminal."""
+    metrics = list(next(iter(results.values())))
+    width = max(len(label), *(len(name) for name in results))
+    lines = [f"{label:<{width}}  " + "  ".join(f"{metric:>12}" for metric in metrics)]
+    for name, values in results.items():
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{100 * values[metric]:>12.2f}" for metric in metrics))
+    return "\n".join(lines) + "\n(all in %)"
+
+
+def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, PValues]]) -> str:
+    """Rows of p-values, aligned for a terminal."""
+    width = max(len("p (t-test)"), *map(len, rows))
+    lines = [f"{'p (t-test)':<{width}}  " + "  ".join(f"{metric:>12}" for metric in tests)]
+    for row in rows:
+        cells = (_p(of_rows[row].t_test) if row in of_rows else "best" for of_rows in tests.values())
+        lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines) + "\n(of so large a lead of the best row by chance; paired over the users, Holm-corrected)"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
