@@ -24,7 +24,6 @@ from benchmarks.report import json_option, report, small_option
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import SPLITS, Domain, DomainInfo, Sequences, write_domain
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.training.loop import count_items
 
 NUM_ITEMS, LENGTH, STEPS = 50_000, 20, 100
 
@@ -83,7 +82,6 @@ def draw(path: Path, answers: Any) -> None:
         whole_history=False,
         seed=0,
     )
-    count_items(train.items, domain.num_items)
     users = EvaluationUsers.from_sequences(domain.sequences("validation"))
     for step in range(STEPS):
         sampler.batch(step)

@@ -67,7 +67,7 @@ def comirec_step(config: Config, data: Any, num_items: int) -> Callable[[int], N
         targets = batch.targets[:, 0]
         optimizer.zero_grad()
         _, scores = model(history, targets, (history > 0).float(), torch.device("cpu"))
-        functional.cross_entropy(scores, targets).backward()
+        torch.autograd.backward(functional.cross_entropy(scores, targets))
         optimizer.step()
 
     return step

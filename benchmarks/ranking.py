@@ -111,8 +111,8 @@ def compare(
 ) -> list[dict[str, object]]:
     """One row per system, without and with seen items removed."""
     systems = rankers(model, view, interests, k)
-    chunks = torch.arange(len(interests)).split(USER_CHUNK)
-    rows = []
+    chunks = torch.split(torch.arange(len(interests)), USER_CHUNK)
+    rows: list[dict[str, object]] = []
     for remove in (False, True):
         inputs = [(users, seen[users] if remove else None) for users in chunks]
         timed = {

@@ -76,6 +76,7 @@ def read_config(path: Path, source: str) -> ArtefactConfig:
     for name, kind in (("training", dict), ("catalogue", str)):
         if not isinstance(values[name], kind):
             raise BivrecError(f"{source}: {name}: unexpected {_short(values[name])}; publish the model again")
+    _check_training(values["training"], source)
     _check_sketch(values["training"].get("item_sketch", []), source)
     return ArtefactConfig(
         model_type=values["model_type"],
@@ -140,6 +141,17 @@ def _feature_spec(values: Any, source: str) -> FeatureSpec:
             raise BivrecError(f"{source}.{name}: unexpected {_short(value)}")
     _count(spec.dimension, "dimension", 1, MAX_FEATURES, source)
     return spec
+
+
+def _check_training(values: dict[str, Any], source: str) -> None:
+    """Of what is told of the training, what commands print."""
+    expected = {"command": str, "id_weight": float | None, "domain.name": str, "domain.num_items": int}
+    for name, kind in {**expected, "domain.users.train": int}.items():
+        found: Any = values
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            raise BivrecError(f"{source}: training.{name}: unexpected {_short(found)}; publish the model again")
 
 
 def _check_sketch(values: Any, source: str) -> None:

@@ -103,6 +103,11 @@ def new_file(path: Path) -> Iterator[Path]:
         staging.unlink(missing_ok=True)
 
 
+def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """The names of files or folders, but the whole path of those whose name another has too."""
+    return [name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with new_file(path) as staging:

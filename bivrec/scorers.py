@@ -16,6 +16,7 @@ from bivrec.data.sketch import share_known
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
+from bivrec.files import distinct_names
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import model_of_run, source_of_run, tower_of_run
 from bivrec.model.bivrec import BiVRecNetwork
@@ -59,16 +60,14 @@ def named_scorers(
         yield NamedScorer(floor, fit_floor(floor, domain), "floor", {"name": floor})
     for source in published:
         yield from _published(domain, source, load(source), view, zero_shot, warn)
-    names = [path.name for path in runs]
-    for path in runs:
+    for path, name in zip(runs, distinct_names(runs, [path.name for path in runs]), strict=True):
         run = Run.open(path)
-        name_of_run = path.name if names.count(path.name) == 1 else str(path)
         if zero_shot:
-            _refuse_id(name_of_run, view)
-            yield _stranger(domain, tower_of_run(run), name_of_run, "run", warn)
+            _refuse_id(name, view)
+            yield _stranger(domain, tower_of_run(run), name, "run", warn)
         else:
             model = run.load_model(domain)
-            yield from _views(model, view, name_of_run, "run", source_of_run(run))
+            yield from _views(model, view, name, "run", source_of_run(run))
 
 
 def recommender(

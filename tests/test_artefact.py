@@ -422,6 +422,8 @@ SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum
         ({"features": None}, "features: expected some of text, image"),
         ({"features": {}}, "features: expected for a model with the view mm"),
         ({"training": None}, "training: unexpected None"),
+        ({"training": {"command": "bivrec pretrain"}}, "training.domain.name: unexpected None"),
+        ({"training": {"command": ["rm"]}}, "training.command: unexpected ['rm']"),
         ({"catalogue": 3}, "catalogue: unexpected 3"),
         ({"views": ["audio"]}, "views: ['audio'] is not one of"),
         ({"num_items": 10**12}, "num_items: expected"),

@@ -196,6 +196,18 @@ def test_an_item_twice_in_a_list_is_refused(source: Domain, tmp_path: Path) -> N
     assert f"user '{users.user_ids[0]}' is recommended item '{table.loc[0, 'item_id']}' twice" in complaint
 
 
+def test_a_name_that_is_taken_is_refused(source: Domain, tmp_path: Path) -> None:
+    users = EvaluationUsers.from_sequences(source.sequences("test"))
+    lists_of(source, users, 20).to_csv(tmp_path / "popularity.csv", index=False)
+    result = bivrec("evaluate", source.path, "--floor", "popularity", "--lists", tmp_path / "popularity.csv")
+    assert "two rows are called 'popularity'" in result.stderr
+
+
+def test_lists_know_nothing_of_shorter_histories(source: Domain, tmp_path: Path) -> None:
+    result = bivrec("evaluate", source.path, "--lists", tmp_path / "lists.csv", "--cold", 1)
+    assert "--cold says how much of a history is read" in result.stderr
+
+
 def test_empty_lists(source: Domain, tmp_path: Path) -> None:
     (tmp_path / "lists.csv").write_text("user_id,item_id,rank\n")
     assert "no recommendations" in bivrec("evaluate", source.path, "--lists", tmp_path / "lists.csv").stderr

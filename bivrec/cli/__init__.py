@@ -14,7 +14,7 @@ COMMANDS = {
     "prepare": ("prepare", "Turn raw data into a Domain."),
     "encode": ("encode", "Add frozen text and image features to a Domain."),
     "pretrain": ("pretrain", "Train both views on a source Domain (stage 1)."),
-    "publish": ("publish", "Publish a Run's tower to a folder or the Hugging Face Hub."),
+    "publish": ("publish", "Publish a Run's model to a folder or the Hugging Face Hub."),
     "publish-domain": ("publish_domain", "Publish a Domain as a data set, to a folder or the Hugging Face Hub."),
     "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),

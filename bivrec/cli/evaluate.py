@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -17,8 +18,9 @@ from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
-    from bivrec.evaluation.lists import RankedLists
     from bivrec.evaluation.protocol import EvaluationUsers
+    from bivrec.evaluation.ranking import EvaluationResult
+    from bivrec.scorers import NamedScorer
 
 
 @click.command()
@@ -63,22 +65,22 @@ def evaluate(
     The target is the last 20 % of a user's sequence, or in a Domain that was prepared by leave-one-out its last item.
 
     Each --run, --from-hub and --floor gives one row per view, each --lists one row (`bivrec export` writes what another
-    program needs to train and to rank). A Run and a published joint model rank the catalogue
-    that they were trained on; with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot
-    on every DOMAIN whose items it was not trained on; the row tells where it was.
+    program needs to train and to rank). A Run and a published joint model rank the catalogue that they were trained on;
+    with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot on every DOMAIN whose items
+    it was not trained on; the row tells where it was.
     """
     from bivrec.data.domain import Domain
-    from bivrec.evaluation.lists import evaluate_lists
     from bivrec.evaluation.protocol import EvaluationUsers
-    from bivrec.evaluation.ranking import evaluate as rank
     from bivrec.evaluation.ranking import write_per_user
     from bivrec.files import check_new_folder, new_folder
     from bivrec.scorers import named_scorers
-    from bivrec.significance import against_best, check_libraries
+    from bivrec.significance import check_libraries
 
     if not (runs or sources or floors or lists):
         raise BivrecError("nothing to evaluate: give --run, --from-hub, --floor or --lists")
     refuse_unused(("zero_shot", "view"), "--run or --from-hub", runs or sources)
+    if cold is not None and lists:
+        raise BivrecError("--cold says how much of a history is read, which --lists settled already; leave one out")
     # Before the ranking, which may take long.
     if test:
         check_libraries(("scipy",))
@@ -92,77 +94,105 @@ def evaluate(
     users = EvaluationUsers.from_sequences(opened.sequences(split))
     if cold is not None:
         users = users.cold_start(cold)
-    results, origins, weights = {}, {}, {}
-    # Read before anything is ranked, which may take long.
-    for name, ranked in _read_all(lists, opened, users, max(ks)).items():
-        results[name] = evaluate_lists(ranked, users, ks, remove_seen)
-        origins[name] = {"kind": "lists", "name": name}
-    for row in named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot, warn=_warn):
-        results[row.name] = rank(row.scorer, users, ks, remove_seen)
-        origins[row.name] = {"kind": row.kind, **row.source}
-        if row.id_weight is not None:
-            weights[row.name] = row.id_weight
-    metrics = {name: result.metrics for name, result in results.items()}
-    names = list(next(iter(metrics.values())))
-    tests = {
-        metric: against_best({name: result.per_user[metric] for name, result in results.items()})
-        for metric in (names if test else ())
+    rows = {}
+    # Lists first: wrong ones are told before anything is ranked, which may take long.
+    for row in chain(
+        _listed(lists, opened, users, ks, remove_seen),
+        _ranked(
+            named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot, warn=_warn),
+            users,
+            ks,
+            remove_seen,
+        ),
+    ):
+        if row.name in rows:
+            raise BivrecError(f"two rows are called '{row.name}'; rename the file or folder of one")
+        rows[row.name] = row
+    told: dict[str, Any] = {
+        "domain": opened.name,
+        "protocol": opened.info.protocol,
+        "split": split,
+        "users": len(users),
+        "skipped_users": users.skipped,
+        "items": opened.num_items,
+        "k": ks,
+        "remove_seen": remove_seen,
+        "cold": cold,
+        "results": {name: row.result.metrics for name, row in rows.items()},
+        "sources": {name: row.source for name, row in rows.items()},
+        "id_weights": {name: row.id_weight for name, row in rows.items() if row.id_weight is not None},
     }
+    if test:
+        told["p_values"] = _p_values({name: row.result for name, row in rows.items()})
     # Printed first, so that a full disk does not lose it.
-    if as_json:
-        told = {
-            "domain": opened.name,
-            "protocol": opened.info.protocol,
-            "split": split,
-            "users": len(users),
-            "items": opened.num_items,
-            "k": ks,
-            "remove_seen": remove_seen,
-            "cold": cold,
-            "results": metrics,
-            "sources": origins,
-            "id_weights": weights,
-        }
-        if test:
-            told["p_values"] = {
-                metric: {name: asdict(p) for name, p in of_rows.items()} for metric, of_rows in tests.items()
-            }
-        click.echo(json.dumps(told))
-    else:
-        click.echo(results_table(metrics, "model"))
-        for name, weight in weights.items():
-            click.echo(f"{name} = {mixture(weight)}")
-        skipped = f", {users.skipped} with fewer than 2 items left out" if users.skipped else ""
-        click.echo(
-            f"{len(users)} {split} users of {opened.name} ({opened.info.protocol}){skipped}; "
-            f"{opened.num_items} items ranked"
-        )
-        click.echo(_protocol(remove_seen, cold))
-        if test:
-            click.echo(p_table(list(metrics), tests))
+    click.echo(json.dumps(told)) if as_json else _echo_table(told)
     if per_user is not None:
         with new_folder(per_user) as staging:
-            for name, result in results.items():
-                write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, result)
+            for name, row in rows.items():
+                write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, row.result)
     if plot is not None:
         metric = f"recall@{20 if 20 in ks else ks[0]}"
-        plot_comparison(plot, metrics, metric, f"{opened.name}: {len(users)} {split} users")
+        plot_comparison(plot, told["results"], metric, f"{opened.name}: {len(users)} {split} users")
 
 
-def _read_all(paths: Sequence[Path], domain: Domain, users: EvaluationUsers, k: int) -> dict[str, RankedLists]:
-    """Name of each row -> its lists; warns of what is missing in them."""
-    from bivrec.evaluation.lists import read_lists
+class _Row(NamedTuple):
+    name: str
+    result: EvaluationResult
+    source: dict[str, Any]
+    """What it is (`kind`), and where it is from."""
+    id_weight: float | None = None
 
-    names = [path.stem for path in paths]
-    read = {}
-    for path, name in zip(paths, names, strict=True):
+
+def _ranked(
+    scorers: Iterable[NamedScorer], users: EvaluationUsers, ks: Sequence[int], remove_seen: bool
+) -> Iterator[_Row]:
+    from bivrec.evaluation.ranking import evaluate as rank
+
+    for named in scorers:
+        result = rank(named.scorer, users, ks, remove_seen)
+        yield _Row(named.name, result, {"kind": named.kind, **named.source}, named.id_weight)
+
+
+def _listed(
+    paths: Sequence[Path], domain: Domain, users: EvaluationUsers, ks: Sequence[int], remove_seen: bool
+) -> Iterator[_Row]:
+    """Of lists that another program made; warns of what is missing in them."""
+    from bivrec.evaluation.lists import evaluate_lists, read_lists
+    from bivrec.files import distinct_names
+
+    for path, name in zip(paths, distinct_names(paths, [path.stem for path in paths]), strict=True):
         lists = read_lists(path, domain, users)
         if missing := lists.num_missing:
             _warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
-        if (longest := lists.items.shape[1]) < k:
-            _warn(f"{path}: no list is longer than {longest}, of {k} items that are asked for")
-        read[name if names.count(name) == 1 else str(path)] = lists
-    return read
+        if (longest := lists.items.shape[1]) < max(ks):
+            _warn(f"{path}: no list is longer than {longest}, of {max(ks)} items that are asked for")
+        yield _Row(name, evaluate_lists(lists, users, ks, remove_seen), {"kind": "lists", "name": name})
+
+
+def _p_values(results: Mapping[str, EvaluationResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metric -> row, but for the best -> p-values of the best row's lead."""
+    from bivrec.significance import against_best
+
+    per_user = {name: result.per_user for name, result in results.items()}
+    tests = {
+        metric: against_best({name: values[metric] for name, values in per_user.items()})
+        for metric in next(iter(per_user.values()))
+    }
+    return {metric: {name: asdict(p) for name, p in of_rows.items()} for metric, of_rows in tests.items()}
+
+
+def _echo_table(told: Mapping[str, Any]) -> None:
+    click.echo(results_table(told["results"], "model"))
+    for name, weight in told["id_weights"].items():
+        click.echo(f"{name} = {mixture(weight)}")
+    skipped = f", {told['skipped_users']} with fewer than 2 items left out" if told["skipped_users"] else ""
+    click.echo(
+        f"{told['users']} {told['split']} users of {told['domain']} ({told['protocol']}){skipped}; "
+        f"{told['items']} items ranked"
+    )
+    click.echo(_protocol(told["remove_seen"], told["cold"]))
+    if "p_values" in told:
+        click.echo(p_table(list(told["results"]), told["p_values"]))
 
 
 def _warn(line: str) -> None:

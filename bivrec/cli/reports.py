@@ -9,7 +9,6 @@ import click
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain, FeatureSpec
-    from bivrec.significance import PValues
     from bivrec.training.run import Run
 
 
@@ -51,15 +50,15 @@ def echo_domain(domain: Domain) -> None:
         click.echo(f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items")
     if dropped["images_not_found"]:
         click.echo(f"  listed images that are not there: {dropped['images_not_found']:,}")
-    for line in feature_lines(info.features):
-        click.echo(line)
+    echo_features(info.features)
 
 
-def feature_lines(features: Mapping[str, FeatureSpec]) -> list[str]:
-    """A line for each modality: how its features were made."""
+def echo_features(features: Mapping[str, FeatureSpec]) -> None:
+    """Print how the features of each modality were made."""
     from bivrec.features.contract import describe
 
-    return [f"  {modality} features: {describe(spec)}" for modality, spec in features.items()]
+    for modality, spec in features.items():
+        click.echo(f"  {modality} features: {describe(spec)}")
 
 
 def echo_results(run: Run) -> None:
@@ -68,9 +67,14 @@ def echo_results(run: Run) -> None:
 
     if PartialState().is_main_process:
         click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
-        click.echo(results_table(run.results()))
-        if (weight := run.id_weight()) is not None:
-            click.echo(f"both = {mixture(weight)}")
+        echo_views(run.results(), run.id_weight())
+
+
+def echo_views(results: Mapping[str, Mapping[str, float]], id_weight: float | None) -> None:
+    """Print the metrics of each view, and how both rank together."""
+    click.echo(results_table(results))
+    if id_weight is not None:
+        click.echo(f"both = {mixture(id_weight)}")
 
 
 def mixture(id_weight: float) -> str:
@@ -78,7 +82,7 @@ def mixture(id_weight: float) -> str:
     return f"{id_weight:g} id + {1 - id_weight:g} mm"
 
 
-def results_table(results: dict[str, dict[str, float]], label: str = "view") -> str:
+def results_table(results: Mapping[str, Mapping[str, float]], label: str = "view") -> str:
     """Rows of metrics, in percent, aligned for a terminal."""
     metrics = list(next(iter(results.values())))
     width = max(len(label), *(len(name) for name in results))
@@ -88,12 +92,12 @@ def results_table(results: dict[str, dict[str, float]], label: str = "view") -> 
     return "\n".join(lines) + "\n(all in %)"
 
 
-def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, PValues]]) -> str:
+def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Rows of p-values, aligned for a terminal."""
     width = max(len("p (t-test)"), *map(len, rows))
     lines = [f"{'p (t-test)':<{width}}  " + "  ".join(f"{metric:>12}" for metric in tests)]
     for row in rows:
-        cells = (_p(of_rows[row].t_test) if row in of_rows else "best" for of_rows in tests.values())
+        cells = (_p(of_rows[row]["t_test"]) if row in of_rows else "best" for of_rows in tests.values())
         lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines) + "\n(of so large a lead of the best row by chance; paired over the users, Holm-corrected)"
 
