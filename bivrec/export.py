@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from bivrec.data.domain import Domain, Sequences
@@ -14,12 +15,11 @@ from bivrec.data.stretches import Integers, places_of
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import new_folder
 
-MARKS = ("train.parquet", "test_histories.parquet")
-"""Files that every folder of exported tables holds."""
+WRITERS = {"parquet": pq.write_table, "csv": pa_csv.write_csv}
 
 
-def export(domain: Domain, folder: Path, *, overwrite: bool = False) -> dict[str, int]:
-    """Write a new folder of Parquet tables; returns each file's number of rows.
+def export(domain: Domain, folder: Path, kind: str = "parquet", *, overwrite: bool = False) -> dict[str, int]:
+    """Write a new folder of tables, `parquet` or `csv`; returns each file's number of rows.
 
     train, and of validation and test the _histories and _targets: user_id, item_id and timestamp of interactions, those
     of a user together, oldest first. items: item_id, title, text and image.
@@ -29,11 +29,12 @@ def export(domain: Domain, folder: Path, *, overwrite: bool = False) -> dict[str
     items = domain.item_table().data.table
     item_ids = items["item_id"].combine_chunks()
     rows = {}
-    with new_folder(folder, overwrite, marks=MARKS) as staging:
+    marks = [f"{name}.{kind}" for name in ("train", "test_histories", "test_targets")]
+    with new_folder(folder, overwrite, marks=marks) as staging:
 
         def write(name: str, table: pa.Table) -> None:
-            pq.write_table(table, staging / f"{name}.parquet")
-            rows[f"{name}.parquet"] = len(table)
+            WRITERS[kind](table, staging / f"{name}.{kind}")
+            rows[f"{name}.{kind}"] = len(table)
 
         train = domain.sequences("train")
         write("train", _interactions(train, item_ids, train.user_ids, train.offsets[:-1], train.lengths))

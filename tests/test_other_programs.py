@@ -93,6 +93,14 @@ def test_leave_one_out(tmp_path: Path) -> None:
         assert read(tmp_path / "tables", "train")[user] == expected[user][:-2]
 
 
+def test_csv_holds_the_same(source: Domain, tables: Path, tmp_path: Path) -> None:
+    succeed("export", source.path, "--to", tmp_path / "csv", "--format", "csv")
+    for path in tables.iterdir():
+        expected = pd.read_parquet(path)
+        found = pd.read_csv(tmp_path / "csv" / f"{path.stem}.csv", dtype=str, keep_default_na=False)
+        assert found.to_numpy().tolist() == expected.astype(str).to_numpy().tolist()
+
+
 def test_what_is_there_stays_unless_it_is_to_be_replaced(source: Domain, tables: Path, tmp_path: Path) -> None:
     assert "exists already" in bivrec("export", source.path, "--to", tables).stderr
     succeed("export", source.path, "--to", tables, "--overwrite")
