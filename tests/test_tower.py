@@ -385,3 +385,21 @@ def test_a_causal_tower_forgets_at_a_rate_of_each_interest() -> None:
     newest = torch.tensor([*range(7, -1, -1), 6, 3, 0])
     torch.testing.assert_close(late, torch.exp(-rates.unsqueeze(1) * newest))
     torch.testing.assert_close(early[:, [0, 4, 8, 9]], torch.exp(-rates.unsqueeze(1) * torch.tensor([4, 0, 3, 0])))
+
+
+@pytest.mark.parametrize("readout", ["history", "prefix"])
+@pytest.mark.parametrize("assignment", ["gumbel-hard", "softmax-hard"])
+def test_interests_without_items_do_not_blow_up_the_gradient(readout: str, assignment: str) -> None:
+    """Many interests of few items: most get none, or only what has faded."""
+    changes = {"view": "mm", "mm_interests": "content", "score": "cosine", "readout": readout, "num_interests": (16,)}
+    norms = {}
+    for kind in (assignment, "softmax-soft"):
+        tower = tiny_tower(**changes, assignment=kind).train()
+        torch.manual_seed(0)
+        histories = random_histories(16, 4)
+        positions = every_position(histories) if readout == "prefix" else None
+        scores = read(tower, histories, positions).vectors @ tower.encode_items(torch.arange(1, NUM_ITEMS + 1)).T
+        scores.logsumexp(-1).mean().backward()
+        gradients = [weights.grad for weights in tower.parameters() if weights.grad is not None]
+        norms[kind] = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert norms[assignment] < 100 * norms["softmax-soft"]

@@ -18,6 +18,9 @@ from bivrec.model.multi_scale import MultiScaleEmbedding, Tokens
 from bivrec.model.packing import Packing
 
 INITIAL_COSINE_SCALE = 10.0
+LEAST_INTEREST_NORM = 0.05
+"""Shorter interests are not brought to length 1: of hard assignments some get no item, or only faded ones, and through
+the length of next to nothing their straight-through gradient would be thousands of times all others'."""
 INITIAL_DECAYS = (1.0, 1 / 4)
 """Fastest and slowest rate per item at which interests forget."""
 
@@ -147,7 +150,7 @@ class TowerNetwork(nn.Module):
         """Interests of histories given their item vectors [B, N, D] (from `encode_items`) and mask [B, N]."""
         found: Interests = self.sequence(item_vectors, mask, read)
         if self.config.score == "cosine":
-            scaled = functional.normalize(found.vectors, dim=-1, eps=1e-6) * self.log_scale.exp()
+            scaled = functional.normalize(found.vectors, dim=-1, eps=LEAST_INTEREST_NORM) * self.log_scale.exp()
             found = Interests(scaled, found.allocation, found.mask)
         return found
 
