@@ -457,8 +457,14 @@ def check_transferable(name: str, config: ModelConfig, views: Sequence[str]) -> 
 
 
 def tower_config(config: ArtefactConfig) -> ArtefactConfig:
-    """The configuration of a model's multimodal tower alone."""
-    return dataclasses.replace(config, model_type=TOWER_TYPE, views=("mm",), num_items=0)
+    """The configuration of a model's multimodal tower alone.
+
+    Without the results of the model, if they rest on a repeat bias, which a tower does not have.
+    """
+    training = dict(config.training)
+    if config.model_type == JOINT_TYPE and config.model.repeat_bias:
+        training["results"] = {}
+    return dataclasses.replace(config, model_type=TOWER_TYPE, views=("mm",), num_items=0, training=training)
 
 
 def empty_network(config: ArtefactConfig) -> BiVRecNetwork:

@@ -6,13 +6,16 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from bivrec.artefact import BiVRec, Tower
 from bivrec.baselines.floors import fit_floor
 from bivrec.cards import last_parts
 from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import evaluate
+from bivrec.evaluation.ranking import Scorer, evaluate
+from bivrec.evaluation.scorer import ModelScorer
+from bivrec.finetune import zero_shot_model
 from bivrec.plots import plot_training
 from bivrec.training.fit import RESULT_KS
 from bivrec.training.run import Run
@@ -20,12 +23,12 @@ from bivrec.training.run import Run
 CURVE_FILE = "training_curve.png"
 
 
-def card_facts(run: Run) -> dict[str, Any]:
+def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
     """Facts to add to an artefact's record of its training.
 
     source: of the Domain's data. dataset: `ORG/NAME@commit` if the Domain came from the Hub. floors: name -> metrics
     on the Domain's test users. hardware: see RunInfo. What is not known, or cannot be measured because the Domain is
-    not there any more or has changed, is None.
+    not there any more or has changed, is None. results: of a tower that has none (see `artefact.tower_config`).
     """
     location = str(run.info.domain["path"])
     facts: dict[str, Any] = {
@@ -39,14 +42,19 @@ def card_facts(run: Run) -> dict[str, Any]:
         run.check_domain(domain)
     except BivrecError:
         return facts
+    if isinstance(model, Tower) and not model.training["results"]:
+        facts["results"] = {"mm": _measure(ModelScorer(zero_shot_model(domain, model)), domain)}
     return {**facts, "source": public_source(domain.info.source), "floors": measure_floors(domain)}
 
 
 def measure_floors(domain: Domain) -> dict[str, dict[str, float]]:
     """Floor -> metrics on the test users, by the protocol of a Run's results; content floors need features."""
-    users = EvaluationUsers.from_sequences(domain.sequences("test"))
     names = [name for name in FLOORS if domain.info.features or not name.endswith("content-knn")]
-    return {name: evaluate(fit_floor(name, domain), users, RESULT_KS).metrics for name in names}
+    return {name: _measure(fit_floor(name, domain), domain) for name in names}
+
+
+def _measure(scorer: Scorer, domain: Domain) -> dict[str, float]:
+    return evaluate(scorer, EvaluationUsers.from_sequences(domain.sequences("test")), RESULT_KS).metrics
 
 
 def draw_training_curve(run: Run, folder: Path) -> str | None:

@@ -93,7 +93,7 @@ def _write(run: Run, kind: str | None, folder: Path, destination: str) -> None:
     """Fill an empty folder with what is published of a Run at `destination`, the last part of which names a folder."""
     name = destination if is_repository(destination) else Path(destination).name
     model = artefact_of_run(run, kind)
-    model.training.update(card_facts(run))
+    model.training.update(card_facts(run, model))
     model.write(folder, name, picture=draw_training_curve(run, folder))
 
 

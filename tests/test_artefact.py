@@ -96,7 +96,7 @@ def test_what_was_published_is_read_again(tower: Path, joint: Path, pretrained: 
     ):
         assert same(read.weights, direct.weights)
         assert (read.config, read.features) == (direct.config, direct.features)
-        assert read.training == {**direct.training, **card_facts(pretrained)}
+        assert read.training == {**direct.training, **card_facts(pretrained, direct)}
         assert read.features == source.info.features
         assert read.training["results"] == pretrained.results()
         assert read.source["revision"] is None

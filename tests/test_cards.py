@@ -27,7 +27,7 @@ from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import zero_shot_model
-from bivrec.hub import publish, tower_of_run
+from bivrec.hub import model_of_run, publish, tower_of_run
 from bivrec.terms import terms_of
 from bivrec.training.checkpoint import Progress, save_checkpoint
 from bivrec.training.run import Run
@@ -272,7 +272,7 @@ def test_a_joint_model_of_ids_alone(id_only: Run) -> None:
         "seconds": 1.0,
         "results": id_only.results(),
         "id_weight": id_only.id_weight(),
-        **card_facts(id_only),
+        **card_facts(id_only, model_of_run(id_only)),
     }
     card = model_card("joint", "org/ids", id_only.config.model, {}, training, 9)
     assert not GAPS.search(card)
@@ -286,7 +286,7 @@ def test_a_joint_model_of_ids_alone(id_only: Run) -> None:
 
 def test_a_run_gives_the_card_of_its_tower(pretrained: Run, tower: Path) -> None:
     run = tower_of_run(pretrained)
-    facts = {**run.training, **card_facts(pretrained)}
+    facts = {**run.training, **card_facts(pretrained, run)}
     card = model_card(
         "tower", tower.name, run.config, run.features, facts, run.num_parameters, picture="training_curve.png"
     )

@@ -1,15 +1,17 @@
 """What of a Run is published; the wire is tested in test_cli_hub.py."""
 
+import json
 from pathlib import Path
 
 import pytest
-from stages import config, new_run
+from stages import config, new_run, succeed
 
 from bivrec.artefact import BiVRec, Tower, load
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.finetune import finetune, finetune_config
 from bivrec.hub import artefact_of_run, preview, publish
+from bivrec.pretrain import pretrain
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -58,6 +60,18 @@ def test_a_finetuning_goes_on_from_the_tower_of_a_joint_model(
     ]
     assert runs[0].results() == runs[1].results()
     assert runs[0].info.started_from == joint.source
+
+
+def test_a_tower_tells_what_it_reaches_without_the_repeat_bias_of_its_run(source: Domain, tmp_path: Path) -> None:
+    run = pretrain(source, tmp_path / "run", config(model={"repeat_bias": True}))
+    tower = publish(run, str(tmp_path / "tower"))
+    printed = succeed("evaluate", source.path, "--from-hub", tower, "--k", 10, "--k", 20, "--k", 50, "--json")
+    measured = json.loads(printed)["results"][f"{tower} mm"]
+    assert Tower.from_pretrained(tower).training["results"] == {"mm": pytest.approx(measured)}
+    assert measured != run.results()["mm"]
+    joint = publish(run, str(tmp_path / "joint"), "joint")
+    assert load(joint).training["results"] == run.results()
+    assert Tower.from_pretrained(joint).training["results"] == {}
 
 
 # What cannot be published
