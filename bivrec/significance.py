@@ -19,7 +19,7 @@ _DRAWS_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class PValues:
-    """Probabilities, were there no difference, of one at least as large; corrected for the number of systems."""
+    """Probabilities, were there no difference, of one at least as large; corrected for the pairs of systems."""
 
     t_test: float
     bootstrap: float
@@ -37,14 +37,16 @@ def against_best(systems: Mapping[str, PerUser], resamples: int = RESAMPLES) -> 
 
     systems: name -> a metric of each user [U], the users in one order (of several seeds: the mean over seeds).
     The t-test is Student's for pairs; the bootstrap resamples users (Efron & Tibshirani 1993, chapter 15), from a
-    fixed seed. Both are corrected by Holm's method over the systems that are compared. The best is not in the result.
+    fixed seed. Both are corrected by Holm's method over all pairs of systems: the best was not named in advance, so that
+    any of them might have been tested. The best is not in the result.
     """
     best = max(systems, key=lambda name: systems[name].mean())
     others = [name for name in systems if name != best]
     if not others or len(systems[best]) < 2:
         return {}
     differences = np.stack([systems[best] - systems[name] for name in others], axis=1)
-    t_tests, bootstraps = holm(_t_test(differences)), holm(paired_bootstrap(differences, resamples))
+    pairs = len(systems) * (len(systems) - 1) // 2
+    t_tests, bootstraps = (holm(p, pairs) for p in (_t_test(differences), paired_bootstrap(differences, resamples)))
     return {name: PValues(t, b) for name, t, b in zip(others, t_tests, bootstraps, strict=True)}
 
 
@@ -69,12 +71,15 @@ def paired_bootstrap(differences: PerUser, resamples: int = RESAMPLES, seed: int
     return [float(min(1.0, 2 * (least + 1) / (resamples + 1))) for least in np.minimum(below, above)]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Step-down correction of several tests (Holm 1979), in the order of the input."""
+def holm(p_values: Sequence[float], tests: int) -> list[float]:
+    """Step-down correction (Holm 1979) of some of so many `tests`, in the order of the input.
+
+    Those that are not given are taken to have larger p-values, which can only make these too large.
+    """
     corrected = [0.0] * len(p_values)
     running = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        running = max(running, min(1.0, (tests - rank) * p_values[index]))
         corrected[index] = running
     return corrected
 
