@@ -46,7 +46,7 @@ from bivrec.model.tower import TowerNetwork
 from bivrec.weights import read_weights, size_of, write_weights
 
 CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
-ITEMS_FILE, CARD_FILE = "items.json", "README.md"
+ITEMS_FILE = "items.json"
 MARKS = (CONFIG_FILE, RESULTS_FILE)
 """Files that every folder of a published model holds, and folders of other libraries' models do not."""
 OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE, ITEMS_FILE, "training_curve.png")
@@ -164,7 +164,7 @@ class _Published:
         write_json(folder / RESULTS_FILE, results)
         kind = "tower" if self._config.model_type == TOWER_TYPE else "joint"
         card = model_card(kind, name, self.config, self.features, self.training, self.num_parameters, picture=picture)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        (folder / repository.CARD_FILE).write_text(card, encoding="utf-8")
 
 
 class Tower(_Published):

@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bivrec import publishing, repository
 from bivrec.card_facts import public_source
 from bivrec.cards import domain_card
 from bivrec.data.domain import INFO_FILE, PUBLISHED_FILES, Domain, DomainInfo
-from bivrec.files import new_folder, write_json
-from bivrec.repository import CARD_FILE, is_repository, push
+from bivrec.files import write_json
+from bivrec.repository import CARD_FILE, is_repository
 
 
 def publish_domain(
@@ -31,35 +32,25 @@ def publish_domain(
     Raises BivrecError if the folder exists (unless `overwrite`), a file of the Domain has changed, or the Hub refuses.
     """
     domain.verify()
-    if not is_repository(destination):
-        with new_folder(Path(destination), overwrite, marks=(INFO_FILE, CARD_FILE)) as staging:
-            _fill(staging, domain, Path(destination).name, shutil.copyfile)
-        return destination
-    with tempfile.TemporaryDirectory() as folder:
-        # Links: what is large lies in the Domain already.
-        _fill(Path(folder), domain, destination, os.symlink)
-        pushed = push(
-            Path(folder),
-            destination,
-            repo_type="dataset",
-            message=message or f"Publish the Domain {domain.name}",
-            delete_patterns=PUBLISHED_FILES,
-            **pushing,
-        )
-    return pushed.pull_request_url or pushed.url
+    # Links: what is large lies in the Domain already.
+    place = os.symlink if is_repository(destination) else shutil.copyfile
+    push = partial(
+        repository.push,
+        repo_type="dataset",
+        message=message or f"Publish the Domain {domain.name}",
+        delete_patterns=PUBLISHED_FILES,
+        **pushing,
+    )
+    marks = (INFO_FILE, CARD_FILE)
+    return publishing.publish(partial(_fill, domain, place), destination, push, marks=marks, overwrite=overwrite)
 
 
 def preview(domain: Domain, destination: str) -> tuple[dict[str, int], str]:
     """Name -> bytes of the files that `publish_domain` would write, and the card."""
-    name = destination if is_repository(destination) else Path(destination).name
-    with tempfile.TemporaryDirectory() as folder:
-        _fill(Path(folder), domain, name, os.symlink)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-        return sizes, (Path(folder) / CARD_FILE).read_text(encoding="utf-8")
+    return publishing.preview(partial(_fill, domain, os.symlink), destination)
 
 
-def _fill(folder: Path, domain: Domain, name: str, place: Callable[[Path, Path], Any]) -> None:
+def _fill(domain: Domain, place: Callable[[Path, Path], Any], folder: Path, name: str) -> None:
     info = _public(domain.info)
     for file in info.files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from bivrec import publishing
 from bivrec.artefact import (
-    CARD_FILE,
     MARKS,
     TOWER_PREFIX,
     BiVRec,
@@ -22,8 +22,7 @@ from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import neutral_command
 from bivrec.config import VIEWS
 from bivrec.errors import BivrecError
-from bivrec.files import new_folder, sha256
-from bivrec.repository import is_repository
+from bivrec.files import sha256
 from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
 
@@ -70,28 +69,16 @@ def publish(
     `destination` is a folder (which `overwrite` replaces), or `ORG/NAME` on the Hub (see `is_repository`), for which
     the other options are as of `push_to_hub`. Returns the folder, or the address of the commit or pull request.
     """
-    if not is_repository(destination):
-        with new_folder(Path(destination), overwrite, marks=MARKS) as staging:
-            _write(run, kind, staging, destination)
-        return str(Path(destination))
-    with tempfile.TemporaryDirectory() as staging:
-        _write(run, kind, Path(staging), destination)
-        pushed = push_files(Path(staging), destination, message, **options)
-    return pushed.pull_request_url or pushed.url
+    push = partial(push_files, message=message, **options)
+    return publishing.publish(partial(_fill, run, kind), destination, push, marks=MARKS, overwrite=overwrite)
 
 
 def preview(run: Run, destination: str, kind: str | None = None) -> tuple[dict[str, int], str]:
     """What `publish` would write there: file -> bytes, and the card."""
-    with tempfile.TemporaryDirectory() as staging:
-        _write(run, kind, Path(staging), destination)
-        files = sorted(Path(staging).iterdir())
-        card = (Path(staging) / CARD_FILE).read_text(encoding="utf-8")
-        return {path.name: path.stat().st_size for path in files}, card
+    return publishing.preview(partial(_fill, run, kind), destination)
 
 
-def _write(run: Run, kind: str | None, folder: Path, destination: str) -> None:
-    """Fill an empty folder with what is published of a Run at `destination`, the last part of which names a folder."""
-    name = destination if is_repository(destination) else Path(destination).name
+def _fill(run: Run, kind: str | None, folder: Path, name: str) -> None:
     model = artefact_of_run(run, kind)
     model.training.update(card_facts(run, model))
     model.write(folder, name, picture=draw_training_curve(run, folder))

@@ -69,6 +69,11 @@ class Pushed:
     pull_request_url: str | None
     """None unless a pull request was asked for."""
 
+    @property
+    def address(self) -> str:
+        """Of the pull request if there is one, else of the commit."""
+        return self.pull_request_url or self.url
+
 
 def is_repository(name: str) -> bool:
     """Whether a name means `ORG/NAME` on the Hub: it has that form, and no local folder begins like it."""

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "locks": ("errors",),
     "config": ("errors",),
     "repository": ("errors",),
+    "publishing": ("files", "repository"),
     "weights": ("errors", "files"),
     "artefact_config": (*GROUND, "data.domain", "data.sketch"),
     "data": (*GROUND, "repository", "data"),
