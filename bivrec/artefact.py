@@ -14,7 +14,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from bivrec.files import new_folder, sha256, write_json
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
 from bivrec.model.tower import TowerNetwork
+from bivrec.repository import PushOptions
 from bivrec.weights import read_weights, size_of, write_weights
 
 CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
@@ -54,16 +55,6 @@ TOWER_PREFIX = "towers.mm."
 """Names of the weights of a joint model's multimodal tower begin so."""
 HEADER_ALLOWANCE = 1 << 20
 """Bytes that the file of the weights may have beside them."""
-
-
-class PushOptions(TypedDict, total=False):
-    """Options of `push_to_hub` beside the message."""
-
-    private: bool
-    revision: str | None
-    create_pr: bool
-    tag: str | None
-    overwrite_card: bool
 
 
 class _Published:
@@ -125,35 +116,17 @@ class _Published:
         with new_folder(Path(folder), overwrite, marks=MARKS) as staging:
             self.write(staging, Path(folder).name)
 
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        message: str | None = None,
-        create_pr: bool = False,
-        tag: str | None = None,
-        overwrite_card: bool = False,
-    ) -> repository.Pushed:
-        """Publish the model and its card to the repository `ORG/NAME` in one commit; returns its address.
+    def push_to_hub(self, name: str, message: str | None = None, **options: Unpack[PushOptions]) -> repository.Pushed:
+        """Publish the model and its card to the repository `ORG/NAME` in one commit.
 
-        A new repository is made if there is none, `private` or not. revision: branch (default: main). tag: of the new
-        commit. A card that a person edited stays: BivrecError, unless `create_pr` or `overwrite_card`.
+        private: make a new repository private. revision: branch (default: main), made if there is none. create_pr:
+        propose it as a pull request. tag: of the new commit. overwrite_card: replace a card that a person edited,
+        which otherwise stays: BivrecError, unless it is a pull request.
         Raises BivrecError for whatever keeps the Hub from taking the commit.
         """
         with tempfile.TemporaryDirectory() as staging:
             self.write(Path(staging), name)
-            return push_files(
-                Path(staging),
-                name,
-                message,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                tag=tag,
-                overwrite_card=overwrite_card,
-            )
+            return push_files(Path(staging), name, message, **options)
 
     def write(self, folder: Path, name: str, picture: str | None = None) -> None:
         """Write the files of the model into a folder; its card, under `name`, shows the `picture` beside it."""

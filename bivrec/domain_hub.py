@@ -12,23 +12,28 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from bivrec import publishing, repository
 from bivrec.card_facts import public_source
 from bivrec.cards import domain_card
 from bivrec.data.domain import INFO_FILE, PUBLISHED_FILES, Domain, DomainInfo
 from bivrec.files import write_json
-from bivrec.repository import CARD_FILE, is_repository
+from bivrec.repository import CARD_FILE, PushOptions, is_repository
 
 
 def publish_domain(
-    domain: Domain, destination: str, *, overwrite: bool = False, message: str | None = None, **pushing: Any
+    domain: Domain,
+    destination: str,
+    *,
+    overwrite: bool = False,
+    message: str | None = None,
+    **options: Unpack[PushOptions],
 ) -> str:
     """Publish a Domain; returns the folder, or the address of the commit or of the pull request.
 
-    `destination` is a folder, or `ORG/NAME` on the Hub (see `is_repository`); `pushing` are options of
-    `repository.push`. Images stay where they are.
+    `destination` is a folder, or `ORG/NAME` on the Hub (see `is_repository`), for which the other options are as
+    of `repository.push`. Images stay where they are.
     Raises BivrecError if the folder exists (unless `overwrite`), a file of the Domain has changed, or the Hub refuses.
     """
     domain.verify()
@@ -39,7 +44,7 @@ def publish_domain(
         repo_type="dataset",
         message=message or f"Publish the Domain {domain.name}",
         delete_patterns=PUBLISHED_FILES,
-        **pushing,
+        **options,
     )
     marks = (INFO_FILE, CARD_FILE)
     return publishing.publish(partial(_fill, domain, place), destination, push, marks=marks, overwrite=overwrite)

@@ -11,7 +11,6 @@ from bivrec.artefact import (
     MARKS,
     TOWER_PREFIX,
     BiVRec,
-    PushOptions,
     Tower,
     check_transferable,
     push_files,
@@ -23,6 +22,7 @@ from bivrec.cards import neutral_command
 from bivrec.config import VIEWS
 from bivrec.errors import BivrecError
 from bivrec.files import sha256
+from bivrec.repository import PushOptions
 from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -125,6 +125,16 @@ def file_sizes(source: str, repo_type: str = "model", *, commit: str | None = No
     name, revision = _parse(source)
     with _one_line(source):
         return _list_files(name, commit or _resolve(name, revision, repo_type), repo_type)
+
+
+class PushOptions(TypedDict, total=False):
+    """What a user may ask of a push beside its message (see `push`)."""
+
+    private: bool
+    revision: str | None
+    create_pr: bool
+    tag: str | None
+    overwrite_card: bool
 
 
 def push(
