@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +34,6 @@ class Encoder(Protocol):
     revision: str
     dimension: int
     pooling: str
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """What changes the features beside the specification."""
 
     def __call__(self, inputs: Sequence[Any], /) -> Tensor:
         """Float32 [len(inputs), dimension] on the CPU."""
@@ -81,8 +77,9 @@ def encode_texts(
     # Batches of like lengths need little padding; the longest first, so that memory runs out at once or never.
     order = sorted(inputs, key=lambda row: (-len(inputs[row]), row))
     rows = [(row, inputs[row]) for row in order]
-    features, present = _encode(domain, "text", encoder, rows, lambda text: text, batch_size)
-    return _finish(domain, "text", features, present, encoder, whitening, half)
+    spec = _specification(encoder)
+    features, present = _encode(domain, "text", encoder, spec, rows, lambda text: text, batch_size)
+    return _finish(domain, "text", features, present, spec, whitening, half)
 
 
 def encode_images(
@@ -108,13 +105,14 @@ def encode_images(
     if source is None:
         raise BivrecError(f"{domain.path}: the folder or tar of the images is not recorded; give it with --images")
     files = ImageFiles(source)
-    features, present = _encode(domain, "image", encoder, rows, files.read, batch_size, source)
+    spec = _specification(encoder)
+    features, present = _encode(domain, "image", encoder, spec, rows, files.read, batch_size, source)
     unreadable = tuple(name for row, name in rows if not present[row])
     if len(unreadable) == len(rows):
         raise BivrecError(
             f"{source}: none of the {len(rows)} images can be read, first {unreadable[0]}; check --images"
         )
-    encoded = _finish(domain, "image", features, present, encoder, whitening, half)
+    encoded = _finish(domain, "image", features, present, spec, whitening, half)
     return replace(encoded, unreadable=unreadable)
 
 
@@ -133,8 +131,8 @@ def features_of_file(
     if not present.any():
         raise BivrecError(f"{path}: none of its {unused} items is in {domain.path}; expected the Domain's item ids")
     name, revision = precomputed.file_identity(path, encoder)
-    source = _FeatureFile(name, revision, precomputed.POOLING)
-    return replace(_finish(domain, modality, features, present, source, whitening, half), unused=unused)
+    spec = FeatureSpec(name, revision, features.shape[1], precomputed.POOLING, whitening=None)
+    return replace(_finish(domain, modality, features, present, spec, whitening, half), unused=unused)
 
 
 def store(domain: Domain, *encoded: Encoded) -> Domain:
@@ -160,17 +158,25 @@ def check_absent(domain: Domain, modalities: Iterable[str]) -> None:
         raise BivrecError(f"{domain.location} has {told}; pass --overwrite")
 
 
-@dataclass(frozen=True)
-class _FeatureFile:
-    name: str
-    revision: str | None
-    pooling: str
+def _specification(encoder: Encoder) -> FeatureSpec:
+    """Of its features as it gives them."""
+    return FeatureSpec(
+        encoder=encoder.name,
+        revision=encoder.revision,
+        dimension=encoder.dimension,
+        pooling=encoder.pooling,
+        whitening=None,
+        # Of pretrained networks alone.
+        max_tokens=getattr(encoder, "max_tokens", None),
+        weights=getattr(encoder, "weights", None),
+    )
 
 
 def _encode(
     domain: Domain,
     modality: str,
     encoder: Encoder,
+    spec: FeatureSpec,
     rows: Sequence[tuple[int, str]],
     read: Callable[[str], Any],
     batch_size: int,
@@ -179,14 +185,10 @@ def _encode(
     """Features [V, d] and presence [V] of the rows (position in the item table, input); `read` may return None.
 
     Finished parts lie in a hidden folder of the Domain until the features are stored; they count only for a run with
-    the same encoder, settings, inputs and `source` of the images.
+    the same specification, inputs and `source` of the images.
     """
     work = {
-        "encoder": encoder.name,
-        "revision": encoder.revision,
-        "dimension": encoder.dimension,
-        "pooling": encoder.pooling,
-        "settings": encoder.settings,
+        "features": asdict(spec),
         "batch_size": batch_size,
         "inputs": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         "source": None if source is None else str(source.resolve()),
@@ -235,9 +237,15 @@ def _parts_folder(domain: Domain, modality: str) -> Path:
 
 
 def _finish(
-    domain: Domain, modality: str, features: Tensor, present: Tensor, encoder: Any, whitening: float | None, half: bool
+    domain: Domain,
+    modality: str,
+    features: Tensor,
+    present: Tensor,
+    spec: FeatureSpec,
+    whitening: float | None,
+    half: bool,
 ) -> Encoded:
-    """Features [V, d] as they will be stored. Raises BivrecError if they are not finite then."""
+    """Features [V, d], not yet whitened, as they will be stored. Raises BivrecError if they are not finite then."""
     if whitening is not None:
         features = features.clone()
         features[present] = whiten(features[present], whitening)
@@ -246,14 +254,5 @@ def _finish(
         row = int((~table.isfinite().all(dim=1)).nonzero()[0])
         hint = "; leave out --half" if half and features.isfinite().all() else "; the encoder's weights may be damaged"
         raise BivrecError(f"{domain.path}: {modality} features of item index {row} are not finite{hint}")
-    spec = FeatureSpec(
-        encoder=encoder.name,
-        revision=encoder.revision,
-        dimension=features.shape[1],
-        pooling=encoder.pooling,
-        whitening=None if whitening is None else float(whitening),
-        # Of pretrained networks alone.
-        max_tokens=getattr(encoder, "max_tokens", None),
-        weights=getattr(encoder, "weights", None),
-    )
+    spec = replace(spec, whitening=None if whitening is None else float(whitening))
     return Encoded(modality, spec, table, torch.nn.functional.pad(present, (1, 0)))

@@ -70,11 +70,6 @@ class TransformersImageEncoder:
         config = self._model.config
         self.dimension = int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What changes the features beside the specification."""
-        return {}
-
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Float32 [len(images), dimension] on the CPU."""
@@ -99,11 +94,6 @@ class DescriptorImageEncoder:
     dimension = 240
 
     SIDE, GRID, BINS = 64, 4, 8
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """What changes the features beside the specification."""
-        return {}
 
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Float32 [len(images), 240]."""

@@ -45,11 +45,6 @@ class TransformersTextEncoder:
         if not 3 <= max_tokens <= positions:
             raise BivrecError(f"max_tokens {max_tokens}: {source} reads 3 to {positions} tokens")
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What changes the features beside the specification."""
-        return {"max_tokens": self.max_tokens}
-
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Float32 [len(texts), dimension] on the CPU."""
@@ -78,11 +73,6 @@ class HashingTextEncoder:
 
     def __init__(self, dimension: int = 256) -> None:
         self.dimension = dimension
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """What changes the features beside the specification."""
-        return {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Float32 [len(texts), dimension]."""
