@@ -95,8 +95,8 @@ class _Published:
 
     @property
     def item_sketch(self) -> list[str]:
-        """Sketch (see `data.sketch`) of the items that the model was trained on; empty if it was not recorded."""
-        return list(self.training.get("item_sketch", []))
+        """Sketch (see `data.sketch`) of the items that the model was trained on."""
+        return list(self.training["item_sketch"])
 
     @property
     def num_parameters(self) -> int:

@@ -77,7 +77,7 @@ def read_config(path: Path, source: str) -> ArtefactConfig:
         if not isinstance(values[name], kind):
             raise BivrecError(f"{source}: {name}: unexpected {_short(values[name])}; publish the model again")
     _check_training(values["training"], source)
-    _check_sketch(values["training"].get("item_sketch", []), source)
+    _check_sketch(values["training"].get("item_sketch"), source)
     return ArtefactConfig(
         model_type=values["model_type"],
         model=model_config_from_dict(values["model"], source),

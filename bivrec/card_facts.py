@@ -27,15 +27,14 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
     """Facts to add to an artefact's record of its training.
 
     source: of the Domain's data. dataset: `ORG/NAME@commit` if the Domain came from the Hub. floors: name -> metrics
-    on the Domain's test users. hardware: see RunInfo. What is not known, or cannot be measured because the Domain is
-    not there any more or has changed, is None. results: of a tower that has none (see `artefact.tower_config`).
+    on the Domain's test users. What is not known, or cannot be measured because the Domain is not there any more or has
+    changed, is None. results: of a tower that has none (see `artefact.tower_config`).
     """
     location = str(run.info.domain["path"])
     facts: dict[str, Any] = {
         "source": None,
         "dataset": location.removeprefix("hub:") if location.startswith("hub:") else None,
         "floors": None,
-        "hardware": run.info.hardware or None,
     }
     try:
         domain = run.open_domain()

@@ -75,7 +75,7 @@ def model_card(
     """
     views = [view for view in training["results"] if kind == "joint" or view == "mm"]
     domain, started_from = training["domain"], _started_from(training["started_from"])
-    protocol = domain.get("protocol", USER_SPLIT)
+    protocol = domain["protocol"]
     terms = terms_of(training.get("source"), domain["name"])
     data = ModelCardData(
         library_name="bivrec",
@@ -104,7 +104,6 @@ def model_card(
         leave_one_out=protocol == LEAVE_ONE_OUT,
         dataset=training.get("dataset"),
         source=training.get("source"),
-        hardware=training.get("hardware"),
         floors=training.get("floors"),
         terms=terms,
         parameters=parameters,

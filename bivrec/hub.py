@@ -106,6 +106,7 @@ def _training(run: Run) -> dict[str, Any]:
         "config": run.info.config,
         "command": neutral_command(run.info.command),
         "versions": run.info.versions,
+        "hardware": run.info.hardware,
         "best_step": progress.best_step,
         "id_weight": run.id_weight(),
         "seconds": round(progress.seconds, 1),

@@ -17,6 +17,7 @@ from bivrec.cli import main
 from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
+from bivrec.data.sketch import item_sketch
 from bivrec.features.encode import encode_images, encode_texts, store
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder
@@ -86,6 +87,8 @@ def new_run(path: Path, domain: Domain, config: Config) -> Run:
         started_from=None,
         command="bivrec pretrain",
         versions={},
+        hardware={"device": "cpu", "processes": 1, "threads": 1},
+        item_sketch=item_sketch(domain),
     )
     return Run.create(path, info, domain.item_ids())
 

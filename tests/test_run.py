@@ -130,7 +130,7 @@ def test_spoilt_description(copy: Run, change: dict[str, Any], message: str) -> 
     [
         {"domain": {}},
         {"domain": None},
-        {"domain": {"catalogue": "x", "users": None}},
+        {"domain": {"catalogue": "x", "protocol": "user-split", "users": None}},
         {"features": {"text": {"size": 3}}},
     ],
 )

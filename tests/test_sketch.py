@@ -199,14 +199,6 @@ def test_some_items_are_known_until_they_are_left_out(tmp_path: Path) -> None:
     assert rows(new, *evaluated) == (["zero-shot"], [])
 
 
-def test_a_model_of_before_is_named_as_before(shops: dict[int, Domain], of_the_shop: Path, tmp_path: Path) -> None:
-    old = Path(shutil.copytree(of_the_shop / "tower", tmp_path / "old"))
-    values = json.loads((old / "config.json").read_text())
-    del values["training"]["item_sketch"]
-    (old / "config.json").write_text(json.dumps(values))
-    assert rows(shops[1], "--from-hub", old) == (["zero-shot"], [])
-
-
 @pytest.mark.parametrize("value", [None, 3, "0" * 16, [1], ["0" * 15], ["g" * 16], ["0" * 16] * 257, {"0" * 16: 1}])
 def test_a_spoilt_sketch_is_refused(of_the_shop: Path, tmp_path: Path, value: object) -> None:
     spoilt = Path(shutil.copytree(of_the_shop / "tower", tmp_path / "spoilt"))

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
-from bivrec.data.domain import CATALOGUE_FILE, USER_SPLIT, Domain, FeatureSpec
+from bivrec.data.domain import CATALOGUE_FILE, Domain, FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
@@ -48,10 +48,10 @@ class RunInfo:
     """Provenance of the tower that was attached; None: fresh weights."""
     command: str
     versions: dict[str, str]
-    hardware: dict[str, Any] = field(default_factory=dict)
-    """Name of the device, number of processes, and threads of each; empty if it was not recorded."""
-    item_sketch: list[str] = field(default_factory=list)
-    """Of the items of the Domain and of the tower that was attached (see `data.sketch`); empty if not recorded."""
+    hardware: dict[str, Any]
+    """Name of the device, number of processes, and threads of each."""
+    item_sketch: list[str]
+    """Of the items of the Domain and of the tower that was attached (see `data.sketch`)."""
 
 
 class Run:
@@ -64,7 +64,7 @@ class Run:
         self.feature_specs = {name: FeatureSpec(**spec) for name, spec in info.features.items()}
         """Specification of the features that the multimodal view reads, by modality."""
         self._catalogue = str(info.domain["catalogue"])
-        self._protocol = str(info.domain.get("protocol", USER_SPLIT))
+        self._protocol = str(info.domain["protocol"])
         self._counts = {
             name: {split: int(count) for split, count in info.domain[name].items()}
             for name in ("users", "interactions")
