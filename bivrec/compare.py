@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.locks import locked
 from bivrec.paper import name_in_paper, table1
-from bivrec.significance import check_libraries
-from bivrec.study import Entry, Measured, Overrides, Study, Training, Workshop
-from bivrec.study_plots import plot_study
+from bivrec.study import Entry, Overrides, Study, Training
 from bivrec.systems import SYSTEMS, System
-from bivrec.tables import tables_of, write_tables
 
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 MODELS = (*FLOORS, *SYSTEMS)
 VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
-LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
-
-Finish = Callable[[Workshop, Sequence[Measured]], list[Measured]]
-Picture = Callable[[Path, Study, Sequence[Measured]], None]
 
 
 def comparison(domains: Sequence[Domain], models: Sequence[str] = ()) -> Study:
@@ -75,39 +65,6 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def carry_out(
-    study: Study,
-    name: str,
-    path: Path,
-    recipe: Mapping[str, Any],
-    seeds: Sequence[int],
-    *,
-    parallel: int = 1,
-    report: Callable[[str], None] = lambda line: None,
-    finish: Finish | None = None,
-    picture: Picture = plot_study,
-) -> dict[str, str]:
-    """Train what `path` lacks, rank with everything, and write NAME.md, .csv, .tex and .png there.
-
-    finish: adds columns to what was measured. Returns what failed, with the complaints; the tables hold the rest.
-    Started again with the same arguments it goes on where it stopped; more models, Domains and seeds may be asked then.
-    Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, or a
-    library for the tables is not installed.
-    """
-    check_libraries(LIBRARIES)
-    workshop = Workshop(path, recipe, seeds)
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
-        failed = workshop.train(study, parallel, report)
-        measured = workshop.measure(study, failed, report)
-        if finish is not None:
-            measured = finish(workshop, measured)
-        if measured:
-            write_tables(path, name, study, tables_of(measured))
-            picture(path / f"{name}.png", study, measured)
-    return failed
 
 
 def _entry(domain: Domain, name: str) -> Entry:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bivrec.compare import Finish, Picture
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
+from bivrec.execution import Finish, Picture
 from bivrec.interests import silhouettes
 from bivrec.paper import name_in_paper, table2, table3
 from bivrec.study import Entry, Overrides, Place, Study, Training, lay_over

@@ -21,12 +21,13 @@ from stages import bivrec, in_subprocess, new_run, same, settings, values, weigh
 
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
-from bivrec.compare import LIBRARIES, carry_out, comparison
+from bivrec.compare import comparison
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
+from bivrec.execution import LIBRARIES, carry_out
 from bivrec.jobs import Job, run_jobs
 from bivrec.locks import locked
 from bivrec.paper import table1, table2, table3

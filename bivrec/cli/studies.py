@@ -70,13 +70,13 @@ def carry_out(
     """Carry a study out, and say what came of it. Raises BivrecError at the end if trainings failed."""
     import torch
 
-    from bivrec import compare as stage
+    from bivrec import execution
     from bivrec.recipes import read_recipe
 
     if not seeds:
         raise BivrecError("--seeds: expected at least one")
     values = read_recipe(recipe, "pretrain", overrides)
-    failed = stage.carry_out(
+    failed = execution.carry_out(
         dataclasses.replace(study, settings=_settings(study, recipe, overrides, values), command=_command()),
         name,
         path,

@@ -1,0 +1,51 @@
+"""Carrying out a study in a folder: what it lacks is trained, everything is ranked, and the tables are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bivrec.locks import locked
+from bivrec.significance import check_libraries
+from bivrec.study import Measured, Study, Workshop
+from bivrec.study_plots import plot_study
+from bivrec.tables import tables_of, write_tables
+
+LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
+
+Finish = Callable[[Workshop, Sequence[Measured]], list[Measured]]
+Picture = Callable[[Path, Study, Sequence[Measured]], None]
+
+
+def carry_out(
+    study: Study,
+    name: str,
+    path: Path,
+    recipe: Mapping[str, Any],
+    seeds: Sequence[int],
+    *,
+    parallel: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+    finish: Finish | None = None,
+    picture: Picture = plot_study,
+) -> dict[str, str]:
+    """Train what `path` lacks, rank with everything, and write NAME.md, .csv, .tex and .png there.
+
+    finish: adds columns to what was measured. Returns what failed, with the complaints; the tables hold the rest.
+    Started again with the same arguments it goes on where it stopped; more models, Domains and seeds may be asked then.
+    Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, or a
+    library for the tables is not installed.
+    """
+    check_libraries(LIBRARIES)
+    workshop = Workshop(path, recipe, seeds)
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        failed = workshop.train(study, parallel, report)
+        measured = workshop.measure(study, failed, report)
+        if finish is not None:
+            measured = finish(workshop, measured)
+        if measured:
+            write_tables(path, name, study, tables_of(measured))
+            picture(path / f"{name}.png", study, measured)
+    return failed
