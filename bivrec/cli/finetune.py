@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, allow_only, overwrite_option, set_option, track_option
+from bivrec.cli.options import DOMAIN, allow_only, need_domain, run_options, training_options
 from bivrec.cli.reports import echo_results
 from bivrec.errors import BivrecError
 from bivrec.memory import keep_freed_memory
@@ -17,16 +17,11 @@ from bivrec.memory import keep_freed_memory
 @click.option("--from-hub", "source", metavar="MODEL",
               help="Published tower, or joint model (its tower): ORG/NAME[@revision], or a folder.")  # fmt: skip
 @click.option("--from-scratch", is_flag=True, help="Fresh weights in the tower's architecture, for comparison.")
-@click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
-@click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file.")
-@click.option("--views", type=click.Choice(["both", "mm", "id"]), help="Views to train.  [default: the recipe's]")
+@run_options
 @click.option("--freeze-tower", is_flag=True, help="Keep the tower frozen throughout.")
 @click.option("--freeze-steps", type=click.IntRange(min=1), help="Keep the tower frozen for the first steps.")
 @click.option("--tower-learning-rate", type=float, help="Learning rate of the tower.  [default: the recipe's]")
-@set_option
-@overwrite_option
-@click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings.")
-@track_option
+@training_options
 @click.pass_context
 def finetune(
     ctx: click.Context,
@@ -35,7 +30,7 @@ def finetune(
     from_scratch: bool,
     path: Path,
     recipe: str,
-    views: str | None,
+    views: tuple[str, ...],
     freeze_tower: bool,
     freeze_steps: int | None,
     tower_learning_rate: float | None,
@@ -56,10 +51,7 @@ def finetune(
         allow_only(ctx, "path", "resume", "track")
         run = resume_run(path, track)
     else:
-        if domain is None:
-            raise BivrecError(
-                "DOMAIN: expected the folder of a prepared Domain or hub:ORG/NAME[@revision], or --resume"
-            )
+        location = need_domain(domain)
         if source is None:
             raise BivrecError("--from-hub: expected a published tower, ORG/NAME or a folder; or use `bivrec pretrain`")
         if freeze_tower and freeze_steps:
@@ -70,11 +62,8 @@ def finetune(
             overrides = (*overrides, f"training.frozen_tower_steps={-1 if freeze_tower else freeze_steps}")
         if tower_learning_rate is not None:
             overrides = (*overrides, f"training.tower_learning_rate={tower_learning_rate}")
-        if views:
-            trained = "[id, mm]" if views == "both" else f"[{views}]"
-            overrides = (*overrides, f"training.views={trained}", f"training.selection_view={views}")
-        opened = Domain.open(domain)
+        opened = Domain.open(location)
         tower = Tower.from_pretrained(source)
-        config = stage.finetune_config(read_recipe(recipe, "finetune", overrides), tower)
+        config = stage.finetune_config(read_recipe(recipe, "finetune", (*overrides, *views)), tower)
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     echo_results(run)

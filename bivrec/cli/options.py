@@ -32,11 +32,31 @@ class _DomainType(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes
 
 DOMAIN = _DomainType()
 
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator of several options, in their order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _views(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Callback of --views: the settings that it overrides."""
+    if value is None:
+        return ()
+    trained = "[id, mm]" if value == "both" else f"[{value}]"
+    return f"training.views={trained}", f"training.selection_view={value}"
+
+
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. model.hidden_size=128."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what such a command made there before.")
-push_options = (
+hub_options = together(
     click.option("--private", is_flag=True, help="Make a new repository on the Hub private."),
     click.option("--revision", metavar="BRANCH", help="Branch on the Hub; made if there is none.  [default: main]"),
     click.option("--message", help="Message of the commit on the Hub."),
@@ -44,14 +64,19 @@ push_options = (
     click.option("--tag", help="Tag the commit on the Hub, e.g. v1."),
     click.option("--overwrite-card", is_flag=True, help="Replace a card on the Hub that a person edited."),
 )
-track_option = click.option("--track", metavar="NAME", help="Also log to a tracker, e.g. tensorboard or wandb.")
-
-
-def hub_options(command: Command) -> Command:
-    """The options of publishing to the Hub."""
-    for option in reversed(push_options):
-        command = option(command)
-    return command
+"""Of publishing to the Hub."""
+run_options = together(
+    click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run."),
+    click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file."),
+    click.option("--views", type=click.Choice(["both", "mm", "id"]), callback=_views,
+                 help="Views to train.  [default: the recipe's]"),
+)  # fmt: skip
+training_options = together(
+    set_option,
+    overwrite_option,
+    click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings."),
+    click.option("--track", metavar="NAME", help="Also log to a tracker, e.g. tensorboard or wandb."),
+)
 
 
 def check_destination(destination: str, overwrite: bool, pushing: Mapping[str, Any]) -> None:
@@ -70,6 +95,13 @@ def echo_preview(files: Mapping[str, int], card: str) -> None:
     for name, size in files.items():
         click.echo(f"{size:>14,}  {name}")
     click.echo(f"\n{card}", nl=False)
+
+
+def need_domain(domain: Path | str | None) -> Path | str:
+    """The DOMAIN of a training that is not resumed. Raises BivrecError if it was not given."""
+    if domain is None:
+        raise BivrecError("DOMAIN: expected the folder of a prepared Domain or hub:ORG/NAME[@revision], or --resume")
+    return domain
 
 
 def allow_only(ctx: click.Context, *allowed: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import FOLDER
+from bivrec.cli.options import FOLDER, together
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return tuple(dict.fromkeys(kind.convert(word, parameter, ctx) for word in comma_list(ctx, parameter, values)))
 
 
-_OPTIONS = (
+study_options = together(
     click.option("--seeds", multiple=True, callback=_seeds, default=("0",), metavar="SEED,...",
                  help="Seeds, with commas or the option again: each model is trained once with each."),
     click.option("--recipe", default="default", help="A recipe of stage pretrain (`bivrec recipes`), or a YAML file."),
@@ -38,13 +38,6 @@ _OPTIONS = (
     click.option("--jobs", type=click.IntRange(min=1),
                  help="Trainings at once, on a GPU each or sharing the processor.  [default: number of GPUs, or 1]"),
 )  # fmt: skip
-
-
-def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a command that carries out a study."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def open_domains(domains: Sequence[Path | str]) -> list[Domain]:
