@@ -80,16 +80,16 @@ def is_repository(name: str) -> bool:
     return bool(_REPOSITORY.fullmatch(name)) and name[0] not in "./~" and not Path(name.split("/")[0]).is_dir()
 
 
-def resolve(source: str, repo_type: str = "model") -> str | None:
-    """Hash of the commit that `ORG/NAME[@revision]` on the Hub stands for now; None for a folder.
+def resolve(source: str) -> str | None:
+    """Hash of the commit that the model `ORG/NAME[@revision]` on the Hub stands for now; None for a folder.
 
     Raises BivrecError like `fetch`.
     """
     if Path(source).is_dir():
         return None
     name, revision = _parse(source)
-    with _one_line(source, name if repo_type == "model" else None):
-        return _resolve(name, revision, repo_type)
+    with _one_line(source, name):
+        return _resolve(name, revision, "model")
 
 
 def fetch(source: str, names: Sequence[str], repo_type: str = "model", *, commit: str | None = None) -> Fetched:
@@ -114,17 +114,14 @@ def fetch(source: str, names: Sequence[str], repo_type: str = "model", *, commit
     return Fetched(Path(folder), commit)
 
 
-def file_sizes(source: str, repo_type: str = "model", *, commit: str | None = None) -> dict[str, int]:
-    """Name -> bytes of every file of a folder, or of `ORG/NAME[@revision]` on the Hub, which are not fetched.
+def file_sizes(source: str, *, commit: str | None = None) -> dict[str, int]:
+    """Name -> bytes of every file of the model `ORG/NAME[@revision]` on the Hub, none of which is fetched.
 
     Raises BivrecError like `fetch`.
     """
-    if Path(source).is_dir():
-        files = [path for path in Path(source).rglob("*") if path.is_file()]
-        return {path.relative_to(source).as_posix(): path.stat().st_size for path in files}
     name, revision = _parse(source)
     with _one_line(source):
-        return _list_files(name, commit or _resolve(name, revision, repo_type), repo_type)
+        return _list_files(name, commit or _resolve(name, revision, "model"), "model")
 
 
 class PushOptions(TypedDict, total=False):
