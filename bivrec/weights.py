@@ -15,8 +15,8 @@ from bivrec.errors import BivrecError
 from bivrec.files import new_file
 
 NAMED_FAULTS = 5
-TYPE_NAMES = {torch.float32: "F32"}
-"""Names of types in safetensors headers: of those that parameters have."""
+HEADER_TYPES = {"F32": "float32"}
+"""Type in a safetensors header -> its name in torch: of those that parameters have."""
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -38,7 +38,8 @@ def read_weights(path: Path, expected: Mapping[str, Tensor], source: str, prefix
     """
     try:
         with safe_open(path, framework="pt") as stored:
-            _check_header(stored, expected, source)
+            found = {name: _described_in_header(stored.get_slice(name)) for name in stored.keys()}  # noqa: SIM118
+            check_weights(found, expected, source)
             wanted = [name for name in expected if name.startswith(prefix)]
             weights = {name.removeprefix(prefix): stored.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as fault:
@@ -50,21 +51,27 @@ def read_weights(path: Path, expected: Mapping[str, Tensor], source: str, prefix
     return weights
 
 
-def _check_header(stored: Any, expected: Mapping[str, Tensor], source: str) -> None:
-    found = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
+def check_weights(found: Mapping[str, str], expected: Mapping[str, Tensor], source: str) -> None:
+    """Raise BivrecError, naming the first faults, unless `found` (name -> what `described` says) is as `expected`."""
     faults = [f"{name} is missing" for name in expected if name not in found]
-    for name, part in found.items():
+    for name, actual in found.items():
         if name not in expected:
             faults.append(f"{name[:80]!r} is unknown")
-        elif (actual := (part.get_dtype(), part.get_shape())) != (wanted := _described(expected[name])):
-            faults.append(f"{name} is {actual[0]} {actual[1]}, expected {wanted[0]} {wanted[1]}")
+        elif actual != (wanted := described(expected[name])):
+            faults.append(f"{name} is {actual}, expected {wanted}")
     if faults:
         further = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
         raise BivrecError(f"{source}: the weights are of another model: {'; '.join(faults[:NAMED_FAULTS])}{further}")
 
 
-def _described(value: Tensor) -> tuple[str, list[int]]:
-    return TYPE_NAMES[value.dtype], list(value.shape)
+def described(value: Tensor) -> str:
+    """Type and shape of a tensor."""
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _described_in_header(part: Any) -> str:
+    kind = part.get_dtype()
+    return f"{HEADER_TYPES.get(kind, kind)} {part.get_shape()}"
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -136,9 +136,9 @@ def test_another_model(checkpoint: Path) -> None:
     ("change", "message"),
     [
         (lambda weights: weights.pop("bias"), "bias is missing"),
-        (lambda weights: weights.update(scale=torch.ones(1)), "scale is unknown"),
-        (lambda weights: weights.update(bias=torch.zeros(3)), r"bias is torch.float32 \[3\], expected torch.float32"),
-        (lambda weights: weights.update(bias=torch.zeros(2).half()), r"bias is torch.float16 \[2\], expected"),
+        (lambda weights: weights.update(scale=torch.ones(1)), "'scale' is unknown"),
+        (lambda weights: weights.update(bias=torch.zeros(3)), r"bias is float32 \[3\], expected float32 \[2\]"),
+        (lambda weights: weights.update(bias=torch.zeros(2).half()), r"bias is float16 \[2\], expected"),
     ],
 )
 def test_weights_are_loaded_strictly(change, message: str) -> None:

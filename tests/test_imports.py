@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "features": (*GROUND, "data.domain", "data.feature_rows", "features"),
     "model": (*GROUND, "model"),
     "evaluation": (*GROUND, "data", "features", "model", "evaluation"),
-    "training": (*GROUND, "data", "features", "model", "evaluation", "baselines", "training"),
+    "training": (*GROUND, "weights", "data", "features", "model", "evaluation", "baselines", "training"),
     "baselines": (*GROUND, "data", "model", "evaluation", "baselines"),
     "evaluation.metrics": (),
     "evaluation.shortlist": (),

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from bivrec.errors import BivrecError
 from bivrec.files import new_file
+from bivrec.weights import check_weights, described
 
 _MODEL = "model."
 _OPTIMIZER = "optimizer."
@@ -62,17 +63,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights strictly: BivrecError names every one that is missing, unknown, or of another shape or type."""
-    expected = model.state_dict()
-    faults = [f"{name} is missing" for name in expected if name not in weights]
-    faults += [f"{name} is unknown" for name in weights if name not in expected]
-    faults += [
-        f"{name} is {value.dtype} {list(value.shape)}, expected {expected[name].dtype} {list(expected[name].shape)}"
-        for name, value in weights.items()
-        if name in expected and (value.shape != expected[name].shape or value.dtype != expected[name].dtype)
-    ]
-    if faults:
-        raise BivrecError(f"{source}: the weights are of another model: {'; '.join(faults[:5])}")
+    """Load weights strictly: BivrecError names those that are missing, unknown, or of another shape or type."""
+    check_weights({name: described(value) for name, value in weights.items()}, model.state_dict(), source)
     model.load_state_dict(weights)
 
 
