@@ -9,7 +9,7 @@ from typing import Any
 from bivrec.artefact import BiVRec, Tower
 from bivrec.baselines.floors import fit_floor
 from bivrec.cards import last_parts
-from bivrec.config import FLOORS
+from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
@@ -48,7 +48,7 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
 
 def measure_floors(domain: Domain) -> dict[str, dict[str, float]]:
     """Floor -> metrics on the test users, by the protocol of a Run's results; content floors need features."""
-    names = [name for name in FLOORS if domain.info.features or not name.endswith("content-knn")]
+    names = [name for name in FLOORS if domain.info.features or name not in CONTENT_FLOORS]
     return {name: _measure(fit_floor(name, domain), domain) for name in names}
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bivrec.config import FLOORS
+from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.paper import name_in_paper, table1
 from bivrec.study import Entry, Overrides, Study, Training
 from bivrec.systems import SYSTEMS, System
 
-CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 MODELS = (*FLOORS, *SYSTEMS)
 VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
 

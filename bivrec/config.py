@@ -22,7 +22,9 @@ from bivrec.errors import BivrecError
 
 MODALITIES = ("text", "image")
 VIEWS = ("id", "mm")
-FLOORS = ("popularity", "item-knn", "spectral-knn", "content-knn", "recent-content-knn")
+CONTENT_FLOORS = ("content-knn", "recent-content-knn")
+"""Those that read features."""
+FLOORS = ("popularity", "item-knn", "spectral-knn", *CONTENT_FLOORS)
 """What ranks without training, which a trained model has to beat."""
 MOST_STAGES = 64
 """Scales, or clustering stages, of a model. Like the greatest values below, far beyond any use: a configuration

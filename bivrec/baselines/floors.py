@@ -6,7 +6,7 @@ from bivrec.baselines.content_knn import ContentKNN
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
 from bivrec.baselines.spectral import spectral_vectors
-from bivrec.config import FLOORS
+from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
@@ -23,7 +23,7 @@ def fit_floor(name: str, domain: Domain) -> Scorer:
         return ItemKNN.fit(domain)
     if name == "spectral-knn":
         return ContentKNN(spectral_vectors(domain, SPECTRAL_SIZE))
-    if name in ("content-knn", "recent-content-knn"):
+    if name in CONTENT_FLOORS:
         decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
         return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)
     raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")
