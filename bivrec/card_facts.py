@@ -38,7 +38,6 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
     }
     try:
         domain = run.open_domain()
-        run.check_domain(domain)
     except BivrecError:
         return facts
     if isinstance(model, Tower) and not model.training["results"]:

@@ -13,7 +13,7 @@ import jinja2
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from bivrec.config import ModelConfig
-from bivrec.data.domain import LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo, FeatureSpec
+from bivrec.data.domain import ARROW_FILE, LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo, FeatureSpec
 from bivrec.terms import terms_of
 
 TEMPLATES = "bivrec_model_cards"
@@ -53,8 +53,6 @@ PROTOCOL = {
     },
 }
 TAGS = ["recommendation", "sequential-recommendation", "multimodal", f"arxiv:{PAPER}"]
-# Item table and sequences lie in Arrow files, which `datasets` maps without converting them.
-ARROW_FILE = "data-00000-of-00001.arrow"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 

@@ -227,6 +227,11 @@ class Config:
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
         return plain
 
+    def settings(self) -> dict[str, Any]:
+        """`section.key` -> its value as of `to_dict`, without the description."""
+        sections = {name: part for name, part in self.to_dict().items() if name != "description"}
+        return {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
+
 
 def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -> Config:
     """Build a Config; BivrecError lists every unknown key and impossible value, with the allowed ones."""

@@ -19,7 +19,6 @@ from bivrec.artefact import (
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
 from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import neutral_command
-from bivrec.config import VIEWS
 from bivrec.errors import BivrecError
 from bivrec.files import sha256
 from bivrec.repository import PushOptions
@@ -85,7 +84,7 @@ def _fill(run: Run, kind: str | None, folder: Path, name: str) -> None:
 
 
 def _config(run: Run) -> ArtefactConfig:
-    views = tuple(view for view in VIEWS if view in run.config.training.views)
+    views = run.config.training.views
     return ArtefactConfig(
         model_type=JOINT_TYPE,
         model=run.config.model,

@@ -57,7 +57,7 @@ def check_kept(path: Path, domain: Domain, config: Config) -> None:
         return
     run = Run.open(path)
     run.check_domain(domain)
-    before, now = _flat(run.config), _flat(config)
+    before, now = run.config.settings(), config.settings()
     faults = [f"{key} is {before[key]!r} there, now {now[key]!r}" for key in now if before[key] != now[key]]
     if faults:
         raise BivrecError(f"{path}: trained with other settings ({'; '.join(faults[:3])}); choose another --to")
@@ -166,9 +166,3 @@ def _complaint(done: _Running) -> str | None:
         return f"killed by {signal.Signals(-code).name} (out of memory?); see {done.log}"
     lines = done.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"{lines[-1] if lines else 'it failed'} (see {done.log})"
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    values = config.to_dict()
-    return {f"{section}.{key}": value for section, part in values.items() if section != "description"
-            for key, value in part.items()}  # fmt: skip

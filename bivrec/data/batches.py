@@ -68,7 +68,7 @@ class BatchSampler:
         whole_history: bool,
         seed: int,
     ) -> None:
-        lengths = np.diff(sequences.offsets)
+        lengths = sequences.lengths
         self._users = np.flatnonzero(lengths > min_history)
         if not len(self._users):
             raise BivrecError(

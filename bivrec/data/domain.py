@@ -40,7 +40,9 @@ INFO_FILE = "domain.json"
 MARKS = (INFO_FILE,)
 """Files that every folder of a Domain holds."""
 FEATURES_FILE = "features.safetensors"
-CATALOGUE_FILE = "items/data-00000-of-00001.arrow"
+ARROW_FILE = "data-00000-of-00001.arrow"
+"""Of the item table, and of each split's sequences; `datasets` maps it without converting it."""
+CATALOGUE_FILE = f"items/{ARROW_FILE}"
 STORING_SECONDS = 600.0
 """How long others may take to store features of theirs, before one gives up."""
 HUB_PREFIX = "hub:"
@@ -408,7 +410,7 @@ def _save_table(table: pa.Table, folder: Path) -> None:
     batches of 1,000 rows; and the fingerprint is that of the content, so that the same input gives the same bytes.
     """
     folder.mkdir(parents=True)
-    data = folder / "data-00000-of-00001.arrow"
+    data = folder / ARROW_FILE
     with pa.OSFile(str(data), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     state: dict[str, Any] = {

@@ -46,7 +46,7 @@ class EvaluationUsers:
         The latter under leave-one-out. Users with fewer than 2 items are left out and counted in `skipped`.
         """
         offsets = np.asarray(sequences.offsets, dtype=np.int64)
-        lengths = np.diff(offsets)
+        lengths = sequences.lengths
         rows = np.flatnonzero(lengths >= 2)
         starts, ends = offsets[rows], offsets[rows + 1]
         return cls(
@@ -68,7 +68,7 @@ class EvaluationUsers:
         """
         if last < 1:
             raise BivrecError(f"cold start keeps the last {last} items of a history; expected 1 or more")
-        return replace(self, history_limit=min(last, self.history_limit or last))
+        return replace(self, history_limit=last)
 
     def histories(self, first: int, last: int, max_history: int | None = None) -> Tensor:
         """Most recent history items of users first..last-1, int64 [B, L], padded on the left with 0.

@@ -22,8 +22,6 @@ USERS_AT_ONCE = 4
 
 Scores = TypeVar("Scores", Tensor, float)
 
-VIEW_CHOICES = ("id", "mm", "both")
-
 
 def rankable_views(model: BiVRecNetwork) -> tuple[str, ...]:
     """Every `view` that the model can rank with: its own, and `both` if it has two."""

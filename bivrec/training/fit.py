@@ -79,7 +79,7 @@ def fit(
                 locks.enter_context(locked(path))
         run = Run.open(path)
         if tracker is not None:
-            accelerator.init_trackers("bivrec", config=_flat(run.info.config))
+            accelerator.init_trackers("bivrec", config=_for_trackers(run.config))
         trainer.train(run, resume)
         _finish(run, model, domain, accelerator)
     return run
@@ -165,8 +165,7 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()})"
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
+def _for_trackers(config: Config) -> dict[str, Any]:
     """Trackers take one level of plain values."""
-    sections = {name: part for name, part in config.items() if isinstance(part, dict)}
-    values = {f"{section}.{key}": value for section, part in sections.items() for key, value in part.items()}
+    values = config.settings()
     return {key: value if isinstance(value, int | float | str) else json.dumps(value) for key, value in values.items()}

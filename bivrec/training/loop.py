@@ -104,8 +104,8 @@ class Trainer:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)  # type: ignore[no-untyped-call]
         return objective
 
-    def train(self, run: Run, resume: bool = False) -> Progress:
-        """Train into `run` until the last step, until patience is lost, or until an interrupt; return the progress.
+    def train(self, run: Run, resume: bool = False) -> None:
+        """Train into `run` until the last step, until patience is lost, or until an interrupt.
 
         With `resume`, go on from the last checkpoint as if there had been no interruption: on a processor bit for
         bit, while some sums on a GPU have no fixed order.
@@ -136,6 +136,7 @@ class Trainer:
                 at_report = at_evaluation or step % REPORT_EVERY == 0
                 if at_report:
                     means = report.means(step)
+                    report = _Report()
                     self._log({"split": "train", **means})
                 stop = (at_evaluation or self._asks_after(step)) and self._any_process(interrupted())
                 if stop and not at_report:
@@ -153,7 +154,6 @@ class Trainer:
                         f"interrupted at step {self._progress.step} and saved; go on with "
                         f"`bivrec {run.info.stage} --to {run.path} --resume`"
                     )
-        return self._progress
 
     def _step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step; returns the parts of the loss, without waiting for the device."""
@@ -245,12 +245,11 @@ class _Report:
         self._steps += 1
 
     def means(self, step: int) -> dict[str, Any]:
-        """The report of the steps so far, and begin the next. Raises BivrecError if the loss is not finite."""
+        """The report of the steps so far. Raises BivrecError if the loss is not finite."""
         means = {name: mean_over_processes(value).item() / self._steps for name, value in self._sums.items()}
         if not all(abs(value) < float("inf") for value in means.values()):
             raise BivrecError(f"the loss is not finite at step {step}: {means}; lower training.learning_rate")
         rate = self._steps / (time.monotonic() - self._since)
-        self.__init__()  # type: ignore[misc]
         return {"step": step, **means, "steps_per_second": rate}
 
 

@@ -13,7 +13,7 @@ from bivrec.model.cross_view import allocation_loss, contrastive_loss
 from bivrec.model.items import IdItems
 from bivrec.model.tower import Interests
 from bivrec.training.candidates import Candidates
-from bivrec.training.distributed import gather_rows, mean_over_processes, rank, world_size
+from bivrec.training.distributed import gather_rows, mean_over_processes, rank
 from bivrec.training.losses import Repeats, softmax_loss
 
 SPARSE_ROWS = 100_000
@@ -107,7 +107,7 @@ class Objective(nn.Module):
             gather_rows(id_users),
             gather_rows(mm_users),
             gather_rows(users),
-            first_row=rank() * len(users) if world_size() > 1 else 0,
+            first_row=rank() * len(users),
             scale=cross_view.scale(),
         )
 

@@ -26,7 +26,6 @@ from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
-CHECKPOINTS = ("best", "last")
 ITEMS_FILE = "items.json"
 MARKS = ("run.json",)
 """Files that every folder of a Run holds."""
