@@ -22,7 +22,7 @@ from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import top_k
-from bivrec.evaluation.scorer import ModelScorer, Readers
+from bivrec.evaluation.scorer import EncodedUsers, ModelScorer
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.run import Run
 
@@ -31,7 +31,7 @@ HISTORY = 50
 REFERENCE = "bivrec, all scores"
 
 
-class EncodedUsers(ModelScorer):
+class KnownInterests(ModelScorer):
     """Ranks users whose interests [U, K, D] are known: a history [B, 1] is the number of a user."""
 
     def __init__(self, model: BiVRecNetwork, view: str, interests: Tensor, bounds_pay: bool | None = None) -> None:
@@ -40,9 +40,9 @@ class EncodedUsers(ModelScorer):
         if bounds_pay is not None:
             self.bounds_pay = bounds_pay
 
-    def encode(self, histories: Tensor) -> Readers:
+    def encode(self, histories: Tensor) -> EncodedUsers:
         """The interests of users, without anything that they had."""
-        return Readers([self.interests[histories[:, 0]]], histories[:, :0])
+        return EncodedUsers([self.interests[histories[:, 0]]], histories[:, :0])
 
 
 Ranker = Callable[[Tensor, "Tensor | None"], Tensor]
@@ -53,8 +53,8 @@ def rankers(model: BiVRecNetwork, view: str, interests: Tensor, k: int) -> dict[
     """The systems that are compared; faiss only if it is installed."""
     with torch.no_grad():
         catalogue = model.tower(view).encode_items(torch.arange(model.num_items + 1))
-    bounded = EncodedUsers(model, view, interests)
-    exact = EncodedUsers(model, view, interests, bounds_pay=False)
+    bounded = KnownInterests(model, view, interests)
+    exact = KnownInterests(model, view, interests, bounds_pay=False)
 
     def ours(scorer: ModelScorer) -> Ranker:
         return lambda users, seen: top_k(scorer, users[:, None], k, seen)[0]

@@ -11,7 +11,7 @@ from bivrec.config import ModelConfig
 from bivrec.errors import BivrecError
 from bivrec.evaluation import ranking
 from bivrec.evaluation.ranking import top_k
-from bivrec.evaluation.scorer import ModelScorer, Readers
+from bivrec.evaluation.scorer import EncodedUsers, ModelScorer
 from bivrec.evaluation.shortlist import BLOCK, is_worthwhile, shortlist
 from bivrec.model.bivrec import BiVRecNetwork
 
@@ -41,10 +41,10 @@ class Bounding(ModelScorer):
         self.bounds_pay = True
         self.interests = interests
 
-    def encode(self, histories: Tensor) -> Readers:
+    def encode(self, histories: Tensor) -> EncodedUsers:
         if self.interests is None:
             return super().encode(histories)
-        return Readers([self.interests[histories[:, 0]]], histories[:, :0])
+        return EncodedUsers([self.interests[histories[:, 0]]], histories[:, :0])
 
 
 class NoBounds(Bounding):
@@ -160,7 +160,7 @@ def test_only_users_without_a_proof_are_scored_in_full(monkeypatch: pytest.Monke
     scanned: list[int] = []
     scan = ranking._scan
 
-    def counted(scorer: ranking.Scorer, users: Readers, *arguments: object) -> tuple[Tensor, Tensor]:
+    def counted(scorer: ranking.Scorer, users: EncodedUsers, *arguments: object) -> tuple[Tensor, Tensor]:
         scanned.append(len(users.had))
         return scan(scorer, users, *arguments)  # type: ignore[arg-type]
 

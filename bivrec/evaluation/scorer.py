@@ -41,7 +41,7 @@ def views_of(model: BiVRecNetwork, view: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Readers:
+class EncodedUsers:
     """What a ModelScorer knows of B users."""
 
     interests: list[Tensor]
@@ -75,7 +75,7 @@ class ModelScorer:
         self._catalogues = [tower.candidates(items) for tower, items in zip(self._towers, self._items, strict=True)]
 
     @torch.no_grad()
-    def encode(self, histories: Tensor) -> Readers:
+    def encode(self, histories: Tensor) -> EncodedUsers:
         """What is known of users with histories [B, L], padded on the left with 0."""
         histories = histories.to(self._catalogues[0].device)
         recent = histories[:, -self._read_items :]
@@ -83,16 +83,16 @@ class ModelScorer:
             tower.encode_histories(functional.embedding(recent, items), recent > 0).vectors[:, -1]
             for tower, items in zip(self._towers, self._items, strict=True)
         ]
-        return Readers(interests, histories if any(self.repeat_biases) else histories[:, :0])
+        return EncodedUsers(interests, histories if any(self.repeat_biases) else histories[:, :0])
 
     @torch.no_grad()
-    def score(self, users: Readers, first: int, last: int) -> Tensor:
+    def score(self, users: EncodedUsers, first: int, last: int) -> Tensor:
         """Scores [B, last - first] of items first..last-1."""
         scores = self._weighted(self.view_scores(users, first, last))
         return add_repeat_bias(scores, users.had, first, self._repeat_bias)
 
     @torch.no_grad()
-    def view_scores(self, users: Readers, first: int, last: int) -> list[Tensor]:
+    def view_scores(self, users: EncodedUsers, first: int, last: int) -> list[Tensor]:
         """What the interests of each view say of items first..last-1, [B, last - first]: without `repeat_biases`."""
         affinities = (
             (interests.flatten(0, 1) @ catalogue[first:last].T).view(*interests.shape[:2], -1)
@@ -101,14 +101,14 @@ class ModelScorer:
         return self._joined(affinities)
 
     @torch.no_grad()
-    def score_items(self, users: Readers, items: Tensor) -> Tensor:
+    def score_items(self, users: EncodedUsers, items: Tensor) -> Tensor:
         """Scores [B, M] of items [B, M], those of row b for user b."""
         groups = zip(*(torch.split(rows, USERS_AT_ONCE) for rows in (items, *users.interests)), strict=True)
         scores = torch.cat([self._score_group(interests, chosen) for chosen, *interests in groups])
         return torch.where(contained(items, users.had), scores + self._repeat_bias, scores)
 
     @torch.no_grad()
-    def upper_bounds(self, users: Readers) -> Iterator[Tensor]:
+    def upper_bounds(self, users: EncodedUsers) -> Iterator[Tensor]:
         """Bounds of scores (see `shortlist.BoundingScorer`), one for each interest, or one for all.
 
         One for all where scores are more than the largest product: of two views, or of interests that score together.
@@ -170,12 +170,12 @@ class ModelScorers:
     def __len__(self) -> int:
         return len(self._id_weights)
 
-    def encode(self, histories: Tensor) -> Readers:
+    def encode(self, histories: Tensor) -> EncodedUsers:
         """What is known of users with histories [B, L], padded on the left with 0."""
         return self._views.encode(histories)
 
     @torch.no_grad()
-    def score(self, users: Readers, first: int, last: int) -> Iterator[Tensor]:
+    def score(self, users: EncodedUsers, first: int, last: int) -> Iterator[Tensor]:
         """Scores [B, last - first] of items first..last-1 with each weight in turn."""
         views = self._views.view_scores(users, first, last)
         for weight in self._id_weights:
