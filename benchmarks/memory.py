@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from benchmarks.report import json_option, report, small_option
 from bivrec.data.batches import BatchSampler
-from bivrec.data.domain import SPLITS, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.domain import SPLITS, USER_SPLIT, Domain, DomainInfo, Sequences, write_domain
 from bivrec.evaluation.protocol import EvaluationUsers
 
 NUM_ITEMS, LENGTH, STEPS = 50_000, 20, 100
@@ -51,6 +51,7 @@ def write(folder: Path, users: dict[str, int]) -> None:
         missing={},
         features={},
         files={},
+        protocol=USER_SPLIT,
     )
     names = pa.array([f"item-{row}" for row in range(NUM_ITEMS)])
     nothing = pa.nulls(NUM_ITEMS, pa.string())

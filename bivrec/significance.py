@@ -37,8 +37,8 @@ def against_best(systems: Mapping[str, PerUser], resamples: int = RESAMPLES) -> 
 
     systems: name -> a metric of each user [U], the users in one order (of several seeds: the mean over seeds).
     The t-test is Student's for pairs; the bootstrap resamples users (Efron & Tibshirani 1993, chapter 15), from a
-    fixed seed. Both are corrected by Holm's method over all pairs of systems: the best was not named in advance, so that
-    any of them might have been tested. The best is not in the result.
+    fixed seed. Both are corrected by Holm's method over all pairs of systems: the best was not named in advance, so
+    that any of them might have been tested. The best is not in the result.
     """
     best = max(systems, key=lambda name: systems[name].mean())
     others = [name for name in systems if name != best]

@@ -176,8 +176,8 @@ def _caption(study: Study, table: Table) -> str:
     if table.p_values:
         best = next(row.entry.name for row in table.rows if row.entry.name not in table.p_values)
         parts.append(
-            f"p: {TESTED} of {best} against each other model, paired over users (means over seeds), Holm-corrected over all pairs; "
-            "the trainings are taken as they are, what other seeds would change is not in it."
+            f"p: {TESTED} of {best} against each other model, paired over users (means over seeds), Holm-corrected "
+            "over all pairs; the trainings are taken as they are, what other seeds would change is not in it."
         )
     return " ".join(parts)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from bivrec.data.domain import SPLITS, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.domain import SPLITS, USER_SPLIT, Domain, DomainInfo, Sequences, write_domain
 
 WORDS = (
     "red",
@@ -62,6 +62,7 @@ def make_domain(
         missing={},
         features={},
         files={},
+        protocol=USER_SPLIT,
     )
     folder.mkdir(parents=True)
     write_domain(folder, info, dict.fromkeys(SPLITS, one_user), items)

@@ -231,14 +231,13 @@ def test_a_domain_of_an_unknown_protocol(domain: Domain, tmp_path: Path) -> None
         Domain.open(path.parent)
 
 
-def test_a_domain_that_names_no_protocol_is_split_by_users(source: Domain, tmp_path: Path) -> None:
+def test_a_domain_that_names_no_protocol_is_refused(source: Domain, tmp_path: Path) -> None:
     path = shutil.copytree(source.path, tmp_path / "old") / "domain.json"
     values = json.loads(path.read_text())
-    assert values.pop("protocol") == "user-split"
+    del values["protocol"]
     path.write_text(json.dumps(values))
-    old = Domain.open(path.parent)
-    assert old.info == source.info
-    assert not old.sequences("test").leave_one_out
+    with pytest.raises(BivrecError, match=r"fields missing or unknown .*protocol"):
+        Domain.open(path.parent)
 
 
 def test_merged_domains_keep_what_is_held_out(shop: Path, domain: Domain, source: Domain, tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, Mapping[str, f
     for row in rows:
         cells = (_p(of_rows[row]["t_test"]) if row in of_rows else "best" for of_rows in tests.values())
         lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines) + "\n(of so large a lead of the best row by chance; paired over the users, Holm-corrected over all pairs)"
+    note = "(of so large a lead of the best row by chance; paired over the users, Holm-corrected over all pairs)"
+    return "\n".join([*lines, note])
 
 
 def _p(value: float) -> str:

@@ -108,7 +108,7 @@ class DomainInfo:
     features: dict[str, FeatureSpec]
     files: dict[str, FileRecord]
     """Path in the Domain -> size and checksum."""
-    protocol: str = USER_SPLIT
+    protocol: str
     """What an evaluation holds out, one of PROTOCOLS.
 
     user-split: every user is in one split, with the whole sequence; of those in validation and test the last 20 %.
