@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,29 +34,34 @@ def recommend(
     k: int = 20,
     *,
     remove_seen: bool = True,
+    allowed: Tensor | None = None,
     titles: bool = False,
     because: bool = False,
     user_chunk: int = 256,
 ) -> Iterator[pa.Table]:
     """Tables of user_id, rank (from 1), item_id, score and, if asked for, title: up to k rows a user, best first.
 
+    allowed: bool [V + 1], of the items that may be recommended, such as those in stock (None: all); histories are read
+    whole all the same.
     because: also because_item_id and, with titles, because_title, of the item of the history that speaks most for this
     one (see `reasons`); null if none does. It costs a ranking for each of a user's recent items.
 
     Users keep their order, and a table holds `user_chunk` of them. A user's whole sequence is the history, nothing is
     held out. remove_seen: recommend no item of the history, so that a list may be shorter than k. The scores of one
     user can be compared with one another, not with those of another user.
-    Raises BivrecError if there are no users, or k is not in 1..V.
+    Raises BivrecError if there are no users, no item is allowed, or k is not in 1..V.
     """
     if not len(users):
         raise BivrecError(f"{domain.name}: no users to recommend to; name another split")
     if not 1 <= k <= scorer.num_items:
         raise BivrecError(f"k = {k}: expected 1 to {scorer.num_items}, the number of items of {domain.name}")
+    if allowed is not None and not allowed[1:].any():
+        raise BivrecError(f"{domain.name}: no item may be recommended; allow one at least")
     catalogue = domain.item_table().data.table.select(["item_id", "title"] if titles else ["item_id"])
     starts, ends = users.offsets[:-1], users.offsets[1:]
     # Everything is history, and nothing a target.
     asked = EvaluationUsers(users.items, starts, ends, ends, users.user_ids, skipped=0)
-    return _tables(catalogue, scorer, asked, k, remove_seen, because, user_chunk)
+    return _tables(catalogue, scorer, asked, k, remove_seen, allowed, because, user_chunk)
 
 
 def _tables(
@@ -64,14 +70,16 @@ def _tables(
     users: EvaluationUsers,
     k: int,
     remove_seen: bool,
+    allowed: Tensor | None,
     because: bool,
     user_chunk: int,
 ) -> Iterator[pa.Table]:
+    ranked = scorer if allowed is None else _Restricted(scorer, allowed)
     for first in tqdm(range(0, len(users), user_chunk), desc="recommending", unit="chunk", leave=False, disable=None):
         last = min(first + user_chunk, len(users))
         seen = users.seen(first, last) if remove_seen else None
         histories = users.histories(first, last, scorer.max_history)
-        items, scores = top_k(scorer, histories, k, seen)
+        items, scores = top_k(ranked, histories, k, seen)
         found = items > 0
         rows, places = (indices.cpu().numpy() for indices in found.nonzero(as_tuple=True))
         described = _described(catalogue, items[found])
@@ -86,6 +94,23 @@ def _tables(
             reason = _described(catalogue, reasons(scorer, histories, items)[found])
             columns |= {f"because_{name}": reason[name] for name in reason.column_names}
         yield pa.table(columns)
+
+
+class _Restricted:
+    """A scorer that ranks some items alone."""
+
+    def __init__(self, scorer: Scorer, allowed: Tensor) -> None:
+        self._scorer = scorer
+        self._allowed = allowed
+        self.num_items = scorer.num_items
+        self.max_history = scorer.max_history
+
+    def encode(self, histories: Tensor) -> Any:
+        return self._scorer.encode(histories)
+
+    def score(self, users: Any, first: int, last: int) -> Tensor:
+        scores = self._scorer.score(users, first, last)
+        return scores.masked_fill(~self._allowed[first:last].to(scores.device), -torch.inf)
 
 
 def _described(catalogue: pa.Table, items: Tensor) -> pa.Table:

@@ -293,6 +293,26 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
     assert [line.split()[0] for line in shown[1:4]] == [items[2], items[1], items[0]]
 
 
+@pytest.mark.parametrize("view", ["id", "both"])
+def test_only_some_items(model: list[object], source: Domain, pretrained: Run, tmp_path: Path, view: str) -> None:
+    stock = source.item_ids()[3:20:2]
+    (tmp_path / "stock.csv").write_text("\n".join(["sku", "gone", *stock, stock[0]]) + "\n")
+    options = ("--only", tmp_path / "stock.csv", "--item-column", "sku", "--view", view, "--k", 30)
+    result = bivrec("recommend", *model, "--to", tmp_path / "l.csv", *options)
+    assert result.exit_code == 0, result.output
+    assert "1 items, such as 'gone', are not in source" in result.stderr
+    scorer = ModelScorer(pretrained.load_model(source), view)
+    everything = slow_lists(source, scorer, source.sequences("test"), source.num_items, remove_seen=True)
+    expected = {user: [pair for pair in pairs if pair[0] in stock] for user, pairs in everything.items()}
+    assert_same(lists_of(read(tmp_path / "l.csv")), {user: pairs for user, pairs in expected.items() if pairs})
+
+
+def test_only_items_of_another_catalogue(model: list[object], tmp_path: Path) -> None:
+    (tmp_path / "stock.csv").write_text("item_id\ngone\n")
+    result = bivrec("recommend", *model, "--to", tmp_path / "l.csv", "--only", tmp_path / "stock.csv")
+    assert "stock.csv: none of its items is in source; expected ids such as" in result.stderr
+
+
 # What is wrong
 
 

@@ -13,6 +13,7 @@ from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from bivrec.data.domain import Domain, Sequences
 
@@ -37,11 +38,13 @@ RECENT = 10
 @click.option("--history", type=FOLDER, metavar="FILE",
               help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
 @click.option("--user-column", default="user_id", help="User ids, in the history.")
-@click.option("--item-column", default="item_id", help="Item ids, in the history.")
+@click.option("--item-column", default="item_id", help="Item ids, in the history and in what --only names.")
 @click.option("--timestamp-column",
               help="Times, in the history; if it has none, its rows are in order.  [default: timestamp]")  # fmt: skip
 @click.option("--k", default=20, type=click.IntRange(min=1), help="Items for each user.")
 @click.option("--remove-seen/--keep-seen", default=True, help="Whether to leave out the items of a user's history.")
+@click.option("--only", type=FOLDER, metavar="FILE",
+              help="Recommend only items of this table, such as those in stock.")  # fmt: skip
 @click.option("--titles", is_flag=True, help="Also write the titles of the items.")
 @click.option("--because", is_flag=True,
               help="Also name the item of the history that speaks most for each recommended one; slow.")  # fmt: skip
@@ -58,6 +61,7 @@ def recommend(
     history: Path | None,
     k: int,
     remove_seen: bool,
+    only: Path | None,
     titles: bool,
     because: bool,
     overwrite: bool,
@@ -79,7 +83,8 @@ def recommend(
         raise BivrecError("nowhere to write: give --to FILE, or --user ID to print the list of a user")
     if split and (user_ids or history):
         raise BivrecError("--split: every user of a split is asked; leave it out beside --user and --history")
-    refuse_unused(columns, "--history", history)
+    refuse_unused(("user_column", "timestamp_column"), "--history", history)
+    refuse_unused(("item_column",), "--history or --only", history or only)
     refuse_unused(("overwrite",), "--to", to)
     user_ids = tuple(dict.fromkeys(user_ids))
     if to is not None:
@@ -88,9 +93,12 @@ def recommend(
     users = _users(opened, split or "test", user_ids, history, columns)
     if to is None and not user_ids and len(users) > 1:
         raise BivrecError(f"{history}: {len(users):,} users; give --to FILE, or --user ID to print the list of one")
+    allowed = _allowed(opened, only, columns["item_column"] or "item_id") if only else None
     model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
     titles = titles or to is None
-    tables = ranked(opened, model.scorer, users, k, remove_seen=remove_seen, titles=titles, because=because)
+    tables = ranked(
+        opened, model.scorer, users, k, remove_seen=remove_seen, allowed=allowed, titles=titles, because=because
+    )
     if to is not None:
         written = write_recommendations(to, tables, overwrite=overwrite)
         click.echo(f"{to}: {written:,} recommendations of {model.name} to {len(users):,} users of {opened.name}")
@@ -115,6 +123,30 @@ def _users(
             err=True,
         )
     return find_users([read.users], user_ids, str(history)) if user_ids else read.users
+
+
+def _allowed(domain: Domain, path: Path, column: str) -> Tensor:
+    """Bool [V + 1]: the items of a table; warns of those that the Domain does not have."""
+    import torch
+
+    from bivrec.data.columns import ID, read_columns
+    from bivrec.data.raw import encode_ids
+
+    _, ids = encode_ids(read_columns(path, {column: ID})[column])
+    indices = torch.from_numpy(domain.item_indices(ids)).long()
+    unknown = indices == 0
+    if unknown.all():
+        raise BivrecError(
+            f"{path}: none of its items is in {domain.name}; expected ids such as '{domain.item_ids()[0]}'"
+        )
+    if unknown.any():
+        example = ids[int(unknown.nonzero()[0])]
+        click.echo(
+            f"Warning: {path}: {int(unknown.sum()):,} items, such as '{example}', are not in {domain.name}", err=True
+        )
+    allowed = torch.zeros(domain.num_items + 1, dtype=torch.bool)
+    allowed[indices[~unknown]] = True
+    return allowed
 
 
 def _print_lists(domain: Domain, users: Sequences, rows: Sequence[dict[str, Any]]) -> None:
