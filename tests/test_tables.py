@@ -4,6 +4,7 @@ import gzip
 import json
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -83,7 +84,9 @@ def test_dates_as_text(tmp_path, suffix):
     table = pa.table({"user_id": users, "item_id": ["x"] * len(DATES), "timestamp": DATES})
     moments = [datetime.datetime.fromisoformat(date) for date in DATES]
     in_zone = [moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC) for moment in moments]
-    expected = [int(moment.timestamp()) for moment in in_zone]
+    # Some have a fraction of a second, and so all are microseconds.
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    expected = [(moment - epoch) // datetime.timedelta(microseconds=1) for moment in in_zone]
     read = read_tables(write(table, tmp_path / f"t.{suffix}"))
     assert read.timestamps.tolist() == expected
     # As a column of dates says it, whose type Parquet keeps.
@@ -91,13 +94,63 @@ def test_dates_as_text(tmp_path, suffix):
     assert read_tables(write(typed, tmp_path / "typed.parquet")).timestamps.tolist() == expected
 
 
-def test_integers_and_dates_in_one_column(tmp_path):
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [
+        ("1600566344.25 1600566344.75 1600566344 1600566344.5", [0, 3, 1]),
+        ("2020-09-20T01:45:44.25Z 2020-09-20T01:45:44.75Z 2020-09-20T01:45:44Z 2020-09-20T01:45:44.5Z", [0, 3, 1]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_fractions_of_a_second_keep_their_order(tmp_path, times, order, suffix):
+    """As time.time() logs them; cut off, they would be duplicates, or in the order of the file."""
+    times = times.split()
+    if suffix != "csv" and "Z" not in times[0]:
+        times = list(map(float, times))
+    elif suffix == "parquet":
+        times = pa.array(times).cast(pa.timestamp("ms", "UTC"))
+    table = pa.table({"user_id": ["a"] * 4, "item_id": ["y"] * 4, "timestamp": times})
+    raw = read_tables(write(table, tmp_path / f"t.{suffix}"))
+    assert raw.timestamps.tolist() == [1600566344_000000 + part for part in (250000, 750000, 0, 500000)]
+    assert np.argsort(raw.timestamps).tolist() == [2, *order]
+
+
+def test_a_fraction_in_one_part_counts_for_all(tmp_path):
+    heads = "user_id,item_id,timestamp\n"
+    for kind, whole, fraction in (("numbers", "7", "8.5"), ("dates", "1970-01-01T00:00:07", "1970-01-01T00:00:08.5")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "part-0.csv").write_text(f"{heads}a,x,{whole}\n")
+        assert read_tables(folder).timestamps.tolist() == [7]
+        (folder / "part-1.csv").write_text(f"{heads}a,x,{fraction}\n")
+        assert read_tables(folder).timestamps.tolist() == [7_000_000, 8_500_000]
+    (tmp_path / "numbers" / "part-2.csv").write_text(f"{heads}a,x,{2**62}\n")
+    with pytest.raises(BivrecError, match=r"part-2\.csv: timestamp: too large for seconds"):
+        read_tables(tmp_path / "numbers")
+
+
+def test_integers_beside_dates_are_refused(tmp_path):
+    """Their units differ: 1600566344647 may be milliseconds."""
     rows = "".join(f"u{row},x,{row}\n" for row in range(200_000))
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + rows + "a,x,2023-11-14\n")
-    assert read_tables(tmp_path / "t.csv").timestamps.tolist() == [*range(200_000), 1699920000]
+    with pytest.raises(BivrecError, match=r"t\.csv: row 200002: timestamp: a date after numbers: expected one of the"):
+        read_tables(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + rows + "a,x,14.11.2023\n")
     with pytest.raises(BivrecError, match=r"t\.csv: row 200002: timestamp '14\.11\.2023': expected an integer or a"):
         read_tables(tmp_path / "t.csv")
+
+
+def test_numbers_beside_dates_are_refused_in_any_two_parts(tmp_path):
+    (tmp_path / "part-0.csv").write_text("user_id,item_id,timestamp\na,x,2023-11-14\n")
+    write(pa.table({"user_id": ["a"], "item_id": ["x"], "timestamp": [7.5]}), tmp_path / "part-1.parquet")
+    with pytest.raises(BivrecError, match=r"part-1\.parquet: timestamp: a number after dates"):
+        read_tables(tmp_path)
+    row = '{{"user_id": "a", "item_id": "x", "timestamp": {}}}\n'
+    # The lines are read in stretches of 100,000.
+    for count in (1, 100_000):
+        (tmp_path / "t.jsonl").write_text(row.format(7) * count + row.format('"2023-11-14"'))
+        with pytest.raises(BivrecError, match=rf"t\.jsonl: row {count + 1}: timestamp: a date after numbers"):
+            read_tables(tmp_path / "t.jsonl")
 
 
 def test_ids_are_text_as_written(tmp_path):
@@ -204,7 +257,7 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
     [
         ("t.csv", HEAD + "a,y,soon\n", r"t\.csv: row 3: timestamp 'soon': expected an integer or a date such as 2023-"),
         ("t.csv", HEAD + "a,y,2023-02-30\n", r"t\.csv: row 3: timestamp '2023-02-30': expected an integer or a date"),
-        ("t.csv", HEAD + "a,y,1.5\n", r"t\.csv: row 3: timestamp '1\.5': expected an integer or a date"),
+        ("t.csv", HEAD + "a,y,1.5.2\n", r"t\.csv: row 3: timestamp '1\.5\.2': expected an integer or a date"),
         ("t.csv", HEAD + f"a,y,{2**63}\n", rf"t\.csv: row 3: timestamp '{2**63}': expected an integer or a date"),
         ("t.csv", HEAD + "a,y,2023-01-01\na,z\n", r"Row #4: Expected 3 columns, got 2: a,z"),
         ("t.csv", HEAD + "a,y\n", r"Row #3: Expected 3 columns, got 2: a,y"),
@@ -252,7 +305,8 @@ def test_wrong_type(tmp_path):
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_columns_as_pandas_and_polars_write_them(tmp_path, kind):
     users = pa.array(["a", "b"], pa.string()).cast(kind)
-    times = pa.array(["1", "1970-01-01"], pa.string()).cast(kind if kind == pa.string_view() else pa.string())
+    dates = pa.array(["1970-01-01T00:00:01", "1970-01-01"], pa.string())
+    times = dates.cast(kind) if kind == pa.string_view() else dates
     for timestamps, seconds in ((pa.array([1.0, 2.0]), [1, 2]), (times, [1, 0])):
         table = pa.table({"user_id": users, "item_id": [5, 6], "timestamp": timestamps})
         rows = as_rows(read_tables(write(table, tmp_path / "t.parquet")))
@@ -273,9 +327,7 @@ def test_whole_numbers_with_a_decimal_point(tmp_path, suffix):
     assert read_tables(tmp_path / f"t.{suffix}").timestamps.tolist() == [970185600, -3, 7]
 
 
-@pytest.mark.parametrize(
-    ("fault", "shown"), [(1.5, r"1\.5"), (float("nan"), "nan"), (float("-inf"), "-inf"), (2.0**63, "9")]
-)
+@pytest.mark.parametrize(("fault", "shown"), [(float("nan"), "nan"), (float("-inf"), "-inf"), (2.0**63, "9")])
 def test_number_that_is_no_timestamp(tmp_path, fault, shown):
     table = pa.table({"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1.0, fault]})
     for name in ("t.parquet", "t.jsonl"):

@@ -110,7 +110,9 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
 @images_option
 @click.option("--user-column", default="user_id", help="User ids, in the interactions.")
 @click.option("--item-column", default="item_id", help="Item ids, in both tables.")
-@click.option("--timestamp-column", default="timestamp", help="Integers or dates (ISO 8601), in the interactions.")
+@click.option("--timestamp-column", default="timestamp",
+              help="Integers, seconds with a fraction, or dates (ISO 8601), in the interactions. Where any has a "
+              "fraction of a second, all become microseconds.")  # fmt: skip
 @click.option("--split-column", help="train, validation or test, in the interactions (default: see --split).")
 @click.option("--title-column", help="Titles, in the items.  [default: title, if there is one]")
 @click.option("--text-column", help="Texts, in the items.  [default: text, if there is one, else the title]")

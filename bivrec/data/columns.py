@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from bivrec.data.times import EXPECTED_TIME, read_times, read_whole_numbers
+from bivrec.data.times import DATES, EXPECTED_TIME, SECONDS, alike, integers, read_numbers, read_times
 from bivrec.errors import BivrecError
 
 # Ids repeat, so they are held as codes into a dictionary: 25M strings would not fit the memory that their codes need.
@@ -52,14 +52,18 @@ def read_columns(
 ) -> pa.Table:
     """The required columns and those of the optional ones that there are.
 
-    Ids and timestamps must not be empty. A timestamp is an integer, or a date, of such a type or as text of ISO 8601
-    (then in seconds since 1970, UTC).
-    Raises BivrecError if a file cannot be read, a required column is missing, or a value is of the wrong kind.
+    Ids and timestamps must not be empty. A timestamp is an integer, which is kept, or seconds with a fraction, or a
+    date, of such a type or as text of ISO 8601. Dates become seconds since 1970, UTC. Where any date or number of the
+    column has a fraction of a second, in whatever part, all its times become microseconds since 1970.
+    Raises BivrecError if a file cannot be read, a required column is missing, a value is of the wrong kind, or some
+    timestamps are dates and some numbers.
     """
-    optional = optional or {}
-    parts = [_read_part(part, required, optional) for part in _parts(path)]
-    names = [name for name in (*required, *optional) if all(name in part.column_names for part in parts)]
-    return pa.concat_tables([part.select(names) for part in parts]).unify_dictionaries()
+    types = {**required, **(optional or {})}
+    paths = _parts(path)
+    parts = [_read_part(part, required, optional or {}) for part in paths]
+    names = [name for name in types if all(name in part.column_names for part in parts)]
+    table = _stacked([part.select(names) for part in parts], types, [str(part) for part in paths])
+    return _with_integers(table, types).unify_dictionaries()
 
 
 def column_names(path: Path) -> list[str]:
@@ -123,7 +127,7 @@ def _parts(path: Path) -> list[Path]:
 def _read_part(path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Table:
     kind, types = kind_of(path), {**required, **optional}
     if kind in DELIMITERS:
-        return read_delimited(path, types, required=tuple(required), delimiter=DELIMITERS[kind])
+        return _read_delimited(path, types, tuple(required), DELIMITERS[kind], names=None, stream=None)
     if kind == PARQUET:
         return _read_parquet(path, types, tuple(required))
     if kind in JSON_SUFFIXES:
@@ -143,8 +147,19 @@ def read_delimited(
     """The columns of `types` that a delimited file has; `names` are those of a file without a header.
 
     stream: the content of such a file, where it is to be read from elsewhere than `path`.
-    Raises BivrecError if the file cannot be read, a required column is missing, or a value is of the wrong kind.
+    Raises BivrecError as `read_columns` does.
     """
+    return _with_integers(_read_delimited(path, types, required, delimiter, names, stream), types)
+
+
+def _read_delimited(
+    path: Path,
+    types: Mapping[str, pa.DataType],
+    required: Sequence[str],
+    delimiter: str,
+    names: Sequence[str] | None,
+    stream: IO[bytes] | None,
+) -> pa.Table:
     read = pa_csv.ReadOptions(use_threads=False, column_names=names)
     parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False) if names else _quoted_fields(delimiter)
     if names is None:
@@ -183,7 +198,7 @@ def _read_parquet(path: Path, types: Mapping[str, pa.DataType], required: Sequen
 
 
 def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[str]) -> pa.Table:
-    chunks = []
+    chunks, places = [], []
     rows = read_json_lines(path)
     while block := list(islice(rows, ROWS_PER_CHUNK)):
         for row, values in block:
@@ -200,31 +215,49 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
             for name, kind in types.items()
         ]
         chunks.append(pa.table(columns, names=list(types)))
+        places.append(f"{path}: row {numbers[0]}")
     if not chunks:
         raise BivrecError(f"{path}: the file is empty")
-    table = pa.concat_tables(chunks)
+    table = _stacked(chunks, types, places)
     # An id or a timestamp must not be empty, but an optional one may be absent from every row.
     absent = {name for name, kind in types.items() if kind != TEXT and table[name].null_count == len(table)}
     types = {name: kind for name, kind in types.items() if name in required or name not in absent}
     return _checked(path, table, types, first_row=1)
 
 
-def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], str]) -> pa.Array:
+def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], str]) -> pa.Array | pa.ChunkedArray:
     if kind == TIME:
-        values = [int(value) if isinstance(value, float) else value for value in values]
-    if kind == INTEGER or (kind == TIME and not any(isinstance(value, str) for value in values)):
+        return _json_times(values, where)
+    if kind == INTEGER:
         return pa.array(values, kind)
-    strings = pa.array([None if value is None else str(value) for value in values], pa.string())
-    if kind == TIME:
-        return read_times(pa.chunked_array([strings]), where).combine_chunks()
+    strings = _strings(values)
     return strings.dictionary_encode() if kind == ID else strings
+
+
+def _json_times(values: list[Any], where: Callable[[int], str]) -> pa.ChunkedArray:
+    # As floats, large integers would lose digits.
+    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    if any(isinstance(value, str) for value in values):
+        return read_times(pa.chunked_array([_strings(values)]), where)
+    if any(isinstance(value, float) for value in values):
+        return read_numbers(pa.chunked_array([pa.array(map(_as_float, values), pa.float64())]), where)
+    return pa.chunked_array([pa.array(values, TIME)])
+
+
+def _as_float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _strings(values: list[Any]) -> pa.StringArray:
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:
     if value is None:
         return True
     if kind == TIME and isinstance(value, float):
-        return value.is_integer() and abs(value) < 2.0**63
+        # NaN is less than nothing.
+        return abs(value) < 2.0**63
     if isinstance(value, bool) or (
         isinstance(value, int) and value.bit_length() > {TIME: 63, INTEGER: 31}.get(kind, 1e9)
     ):
@@ -232,8 +265,27 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str, INTEGER: int}[kind])
 
 
+def _stacked(tables: Sequence[pa.Table], types: Mapping[str, pa.DataType], places: Sequence[str]) -> pa.Table:
+    """The tables, which `places` name, as one; timestamps may be of either type of `times` in each of them."""
+    for name in [name for name in tables[0].column_names if types[name] == TIME]:
+        times = alike([table[name] for table in tables], [f"{place}: {name}" for place in places])
+        tables = [_with_column(table, name, column) for table, column in zip(tables, times, strict=True)]
+    return pa.concat_tables(tables)
+
+
+def _with_integers(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """The table with integers for all timestamps, once it holds all parts."""
+    for name in [name for name in table.column_names if types[name] == TIME]:
+        table = _with_column(table, name, integers(table[name]))
+    return table
+
+
+def _with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
 def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], first_row: int) -> pa.Table:
-    """`table` in the wanted types, once ids and timestamps are known to be complete."""
+    """`table` in the wanted types (timestamps in one of `times`), once ids and timestamps are known to be complete."""
     columns = []
     for name, kind in types.items():
         column = table[name]
@@ -244,7 +296,7 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
             row = pc.index(column.is_null(), True).as_py() + first_row
             raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
         if kind == TIME and (_is_text(column.type) or pa.types.is_floating(column.type)):
-            read = read_times if _is_text(column.type) else read_whole_numbers
+            read = read_times if _is_text(column.type) else read_numbers
             columns.append(read(column, partial(_place, path, name, range(first_row, first_row + len(column)))))
             continue
         with _faults_of(path):
@@ -257,8 +309,11 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     if found == kind or pa.types.is_null(found):
         return column.cast(kind)
     is_text = _is_text(found)
+    if kind == TIME and found == SECONDS:
+        return column
     if kind == TIME and (pa.types.is_timestamp(found) or pa.types.is_date(found)):
-        return column.cast(pa.timestamp("s"), safe=False).cast(TIME)
+        # Nanoseconds are cut off.
+        return column.cast(DATES, safe=pa.types.is_date(found) or found.unit != "ns")
     if kind in (TIME, INTEGER) and pa.types.is_integer(found):
         return column.cast(kind)
     if kind == ID and (is_text or pa.types.is_integer(found)):

@@ -161,7 +161,7 @@ class Sequences:
     items: np.ndarray
     """int32 [interactions]: item indices, 1..V; a view of the memory-mapped file."""
     timestamps: np.ndarray
-    """int64 [interactions], in the unit of the source (seconds, or a rank)."""
+    """int64 [interactions], in the unit of the source: seconds, microseconds where any has a fraction, or a rank."""
     user_ids: Sequence[str]
     leave_one_out: bool = False
     """Whether an evaluation asks for the last item alone, instead of for the last 20 %."""

@@ -45,7 +45,7 @@ class Columns:
 def read_tables(
     interactions: Path, items: Path | None = None, *, images: Path | None = None, columns: Columns | None = None
 ) -> RawData:
-    """Read CSV, TSV, Parquet or JSON lines, each a file or a folder of parts.
+    """Read CSV, TSV, Parquet or JSON lines, each a file or a folder of parts; timestamps as `read_columns` says.
 
     Raises BivrecError for unreadable files, missing columns, bad values, users of two splits, items that are described
     twice, and items of which none is in the interactions.
