@@ -54,6 +54,26 @@ def test_features_that_go_with_a_domain_are_told(run, interactions_csv, tmp_path
     assert "Warning" not in run(*options).output
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        (978300760, 1046454590, "978300760 to 1046454590 (2000-12-31 to 2003-02-28 UTC)"),
+        (978300760123, 1046454590000, "978300760123 to 1046454590000 (2000-12-31 to 2003-02-28 UTC)"),
+        (978300760.5, 1046454590, "978300760500000 to 1046454590000000 (2000-12-31 to 2003-02-28 UTC)"),
+        # Seconds and milliseconds.
+        (978300760, 1046454590000, "978300760 to 1046454590000"),
+        (1, 12, "1 to 12"),
+    ],
+)
+@pytest.mark.parametrize("split", ["1:1:1", "leave-one-out"])
+def test_the_range_of_the_timestamps_is_told(run, tmp_path, first, last, told, split):
+    rows = [f"{user},i{item},{first if (user, item) == (1, 0) else last}" for user in range(3) for item in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    options = ("--interactions", tmp_path / "t.csv", "--k-core", 0, "--split", split)
+    result = run("tables", *options, "--to", tmp_path / "d")
+    assert f"  timestamps {told}\n" in result.output
+
+
 def test_column_options(run, tmp_path):
     rows = "\n".join(f"{user},{item},{item}" for user in range(5) for item in range(5))
     (tmp_path / "t.csv").write_text("u,i,t\n" + rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,12 @@ import click
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain, FeatureSpec
     from bivrec.training.run import Run
+
+UNITS = (1, 10**3, 10**6)
+"""Of timestamps, in a second."""
+EARLIEST = int(datetime(1980, 1, 1, tzinfo=UTC).timestamp())
+LATEST = int(datetime(2101, 1, 1, tzinfo=UTC).timestamp())
+"""Between these seconds a timestamp is plausibly a date."""
 
 
 def echo_domain(domain: Domain) -> None:
@@ -31,6 +38,7 @@ def echo_domain(domain: Domain) -> None:
             f"  of a training user: median {np.median(lengths):g}, mean {lengths.mean():.1f}, "
             f"most {lengths.max():,} interactions"
         )
+    _echo_timestamps(domain)
     dropped = info.dropped
     by_the_core = (
         f"by the {info.k_core}-core {dropped['k_core_users']:,} users, {dropped['k_core_items']:,} items and "
@@ -51,6 +59,26 @@ def echo_domain(domain: Domain) -> None:
     if dropped["images_not_found"]:
         click.echo(f"  listed images that are not there: {dropped['images_not_found']:,}")
     echo_features(info.features)
+
+
+def _echo_timestamps(domain: Domain) -> None:
+    """Print their range, and the dates that both ends are in one unit; two units in one set show as there is none."""
+    from bivrec.data.domain import SPLITS
+
+    times = [part for split in SPLITS if len(part := domain.sequences(split).timestamps)]
+    first, last = min(int(part.min()) for part in times), max(int(part.max()) for part in times)
+    dates = next(
+        (f" ({_day(first, unit)} to {_day(last, unit)} UTC)" for unit in UNITS if _is_date(first, last, unit)), ""
+    )
+    click.echo(f"  timestamps {first} to {last}{dates}")
+
+
+def _is_date(first: int, last: int, unit: int) -> bool:
+    return EARLIEST * unit <= first and last < LATEST * unit
+
+
+def _day(time: int, unit: int) -> str:
+    return f"{datetime.fromtimestamp(time // unit, UTC):%Y-%m-%d}"
 
 
 def echo_features(features: Mapping[str, FeatureSpec]) -> None:
