@@ -107,7 +107,7 @@ def test_feature_files(domain, tmp_path):
     result = run(domain.path, "--image-features", tmp_path / "f.npy", "--ids", tmp_path / "ids.txt", "--image", "mine")
     assert result.exit_code == 0, result.output
     assert "image: 1 of 6 items, 5 missing; mine (3-d, file)" in result.output
-    assert "image: 1 items of the feature file are not in the Domain" in result.output
+    assert "image: 1 items of the feature file are not in the Domain, such as 'elsewhere'" in result.output
 
 
 def test_images_help_no_domain_whose_items_name_none(tmp_path):

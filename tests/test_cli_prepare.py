@@ -100,7 +100,7 @@ def test_movielens(run, tmp_path):
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,One,Drama\n")
     result = run("movielens", tmp_path, "--to", tmp_path / "d")
     assert result.exit_code == 0, result.output
-    assert "not in the table of items (kept, without text and image): 4 items" in result.output
+    assert "not in the table of items (kept, without text and image): 4 items, such as '0'" in result.output
 
 
 def test_without_the_items_of_another_domain(run, interactions_csv, tmp_path):

@@ -130,7 +130,7 @@ def test_features_computed_elsewhere(tmp_path):
     np.save(path, np.arange(6.0).reshape(2, 3))
     ids.write_text("item000002\nelsewhere\n")
     encoded = features_of_file(domain, "image", path, ids=ids, encoder="resnet-152")
-    assert (encoded.encoded, encoded.unused) == (1, 1)
+    assert (encoded.encoded, encoded.unused) == (1, ("elsewhere",))
     domain = store(domain, encoded)
     assert stored(domain, "image").tolist() == [[0] * 3, [0] * 3, [0] * 3, [0, 1, 2]]
     assert domain.info.features["image"] == FeatureSpec("resnet-152", None, 3, "file", None)

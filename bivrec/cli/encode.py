@@ -184,4 +184,7 @@ def _report(report: Encoded) -> None:
         first = ", ".join(report.unreadable[:3])
         click.echo(f"{report.modality}: {len(report.unreadable)} images cannot be read and count as missing: {first}")
     if report.unused:
-        click.echo(f"{report.modality}: {report.unused} items of the feature file are not in the Domain")
+        click.echo(
+            f"{report.modality}: {len(report.unused):,} items of the feature file are not in the Domain, such as "
+            f"'{report.unused[0]}'"
+        )

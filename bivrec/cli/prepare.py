@@ -196,9 +196,23 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
     # Before the files are read, which may take long.
     check_new_folder(to, overwrite, marks=MARKS)
     lost = _features_at(to)
-    echo_domain(prepare(read(), to, overwrite=overwrite, **options))
+    raw = read()
+    domain = prepare(raw, to, overwrite=overwrite, **options)
+    echo_domain(domain, _not_listed(domain, raw))
     if lost:
         click.echo(f"Warning: the replaced Domain had {lost} features; run `bivrec encode {to}` again", err=True)
+
+
+def _not_listed(domain: Domain, raw: RawData) -> str | None:
+    """An item that the source does not describe, whose id tells why the tables do not join; None: there is none."""
+    import pyarrow.compute as pc
+
+    if raw.catalogue is None or not domain.info.items_not_listed:
+        return None
+    ids = domain.item_table().data.table["item_id"]
+    listed = pc.is_in(ids, value_set=raw.catalogue["item_id"].combine_chunks())
+    item: str = ids[pc.index(listed, False).as_py()].as_py()
+    return item
 
 
 def _features_at(path: Path) -> str:

@@ -19,8 +19,11 @@ LATEST = int(datetime(2101, 1, 1, tzinfo=UTC).timestamp())
 """Between these seconds a timestamp is plausibly a date."""
 
 
-def echo_domain(domain: Domain) -> None:
-    """Print what a Domain holds, and what its preparation left out."""
+def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
+    """Print what a Domain holds, and what its preparation left out.
+
+    not_listed: id of an item that the table of items lacks, if it is known.
+    """
     import numpy as np
 
     from bivrec.data.domain import LEAVE_ONE_OUT
@@ -55,7 +58,10 @@ def echo_domain(domain: Domain) -> None:
         click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
     click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")
     if info.items_not_listed:
-        click.echo(f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items")
+        example = f", such as '{not_listed}'" if not_listed is not None else ""
+        click.echo(
+            f"  not in the table of items (kept, without text and image): {info.items_not_listed:,} items{example}"
+        )
     if dropped["images_not_found"]:
         click.echo(f"  listed images that are not there: {dropped['images_not_found']:,}")
     echo_features(info.features)

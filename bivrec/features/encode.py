@@ -51,8 +51,8 @@ class Encoded:
     """Bool [V + 1]: which items have the modality."""
     unreadable: tuple[str, ...] = ()
     """Names of the images that are listed but missing or damaged."""
-    unused: int = 0
-    """Items of the feature file that the Domain does not have."""
+    unused: tuple[str, ...] = ()
+    """Ids of the items of the feature file that the Domain does not have."""
 
     @property
     def encoded(self) -> int:
@@ -129,10 +129,12 @@ def features_of_file(
     """Features computed elsewhere (formats: `precomputed.read_features`); `encoder` names what made them."""
     features, present, unused = precomputed.read_features(path, domain.item_ids(), ids)
     if not present.any():
-        raise BivrecError(f"{path}: none of its {unused} items is in {domain.path}; expected the Domain's item ids")
+        raise BivrecError(
+            f"{path}: none of its {len(unused)} items is in {domain.path}; expected the Domain's item ids"
+        )
     name, revision = precomputed.file_identity(path, encoder)
     spec = FeatureSpec(name, revision, features.shape[1], precomputed.POOLING, whitening=None)
-    return replace(_finish(domain, modality, features, present, spec, whitening, half), unused=unused)
+    return replace(_finish(domain, modality, features, present, spec, whitening, half), unused=tuple(unused))
 
 
 def store(domain: Domain, *encoded: Encoded) -> Domain:

@@ -19,7 +19,7 @@ UNNAMED = "file"
 AMAZON_ROW = np.dtype([("id", "S10"), ("values", "<f4", 4096)])
 
 
-def read_features(path: Path, wanted: Sequence[str], ids: Path | None = None) -> tuple[Tensor, Tensor, int]:
+def read_features(path: Path, wanted: Sequence[str], ids: Path | None = None) -> tuple[Tensor, Tensor, list[str]]:
     """Features of the items `wanted` from a file in one of three formats.
 
     - `.npy`: [n, d] numbers, with `ids`: a text file of n lines, the item id of each row.
@@ -28,7 +28,7 @@ def read_features(path: Path, wanted: Sequence[str], ids: Path | None = None) ->
       McAuley et al., "Image-based Recommendations on Styles and Substitutes", 2015).
 
     Returns float32 [len(wanted), d] (zeros where the file has no such item), bool [len(wanted)] which it has, and the
-    number of items in the file that are not wanted. Raises BivrecError naming the row and item of the first fault.
+    items in the file that are not wanted. Raises BivrecError naming the row and item of the first fault.
     """
     if not path.is_file():
         raise BivrecError(f"{path}: no such file of features")
@@ -77,7 +77,9 @@ def _read_amazon(path: Path) -> tuple[np.ndarray, list[str]]:
     return rows["values"], [name.decode("ascii", "replace") for name in rows["id"].tolist()]
 
 
-def _select(path: Path, values: np.ndarray, names: list[str], wanted: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+def _select(
+    path: Path, values: np.ndarray, names: list[str], wanted: Sequence[str]
+) -> tuple[Tensor, Tensor, list[str]]:
     rows = dict(zip(names, range(len(names)), strict=True))
     if len(rows) < len(names):
         row = next(row for row, name in enumerate(names) if rows[name] != row)
@@ -98,14 +100,15 @@ def _select(path: Path, values: np.ndarray, names: list[str], wanted: Sequence[s
         )
     if present.any() and not selected.any():
         raise BivrecError(f"{path}: every number of the {present.sum()} items is 0; make the features again")
-    return torch.from_numpy(selected), torch.from_numpy(present), len(names) - int(present.sum())
+    return torch.from_numpy(selected), torch.from_numpy(present), _others(names, wanted)
 
 
-def _read_safetensors(path: Path, wanted: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+def _read_safetensors(path: Path, wanted: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
     try:
         with safe_open(path, framework="pt") as stored:
-            names = set(stored.keys())
-            found = [name for name in wanted if name in names]
+            names = list(stored.keys())
+            there = set(names)
+            found = [name for name in wanted if name in there]
             vectors = [stored.get_tensor(name).float() for name in found]
     except SafetensorError as fault:
         raise BivrecError(f"{path}: not a readable safetensors file ({fault})") from None
@@ -116,6 +119,11 @@ def _read_safetensors(path: Path, wanted: Sequence[str]) -> tuple[Tensor, Tensor
                 "expected one vector of the same dimension per item id"
             )
     if not vectors:
-        return torch.zeros(len(wanted), 0), torch.zeros(len(wanted), dtype=torch.bool), len(names)
+        return torch.zeros(len(wanted), 0), torch.zeros(len(wanted), dtype=torch.bool), names
     features, present, _ = _select(path, torch.stack(vectors).numpy(), found, wanted)
-    return features, present, len(names) - len(found)
+    return features, present, _others(names, wanted)
+
+
+def _others(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    known = set(wanted)
+    return [name for name in names if name not in known]
