@@ -15,9 +15,9 @@ from stages import bivrec, config, new_run, settings, succeed
 from bivrec.compare import comparison
 from bivrec.data.domain import SPLITS, Domain, write_domain
 from bivrec.data.histories import users_of_domain, users_of_split
-from bivrec.data.merge import merge
 from bivrec.data.noise import noisy_copy
 from bivrec.errors import BivrecError
+from bivrec.merge import merge
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -242,6 +242,7 @@ def test_a_domain_that_names_no_protocol_is_refused(source: Domain, tmp_path: Pa
 
 def test_merged_domains_keep_what_is_held_out(shop: Path, domain: Domain, source: Domain, tmp_path: Path) -> None:
     prepare(shop, tmp_path / "twin", "--split", "leave-one-out", "--k-core", 2)
+    succeed("encode", tmp_path / "twin", "--text", "hashing", "--whiten")
     twin = Domain.open(tmp_path / "twin")
     merged = merge([domain, twin], tmp_path / "both")
     assert merged.info.protocol == "leave-one-out"

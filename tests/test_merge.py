@@ -9,13 +9,13 @@ import torch
 from stages import bivrec, settings, succeed
 
 from bivrec.card_facts import public_source
-from bivrec.data.domain import SPLITS, Domain, write_domain
-from bivrec.data.merge import merge
+from bivrec.data.domain import SPLITS, Domain, FeatureSpec, write_domain
 from bivrec.domain_hub import preview
 from bivrec.errors import BivrecError
 from bivrec.features.encode import encode_texts, store
 from bivrec.features.text import HashingTextEncoder
 from bivrec.features.whitening import SHRINKAGE
+from bivrec.merge import merge
 
 pytest_plugins = ("stage_fixtures",)
 
@@ -27,6 +27,15 @@ def merged(source: Domain, target: Domain, tmp_path_factory: pytest.TempPathFact
 
 def copy(domain: Domain, folder: Path) -> Domain:
     shutil.copytree(domain.path, folder)
+    return Domain.open(folder)
+
+
+def without_features(domain: Domain, folder: Path) -> Domain:
+    """A copy."""
+    folder.mkdir()
+    sequences = {split: domain.sequences(split) for split in SPLITS}
+    without = dataclasses.replace(domain.info, features={})
+    write_domain(folder, without, sequences, domain.item_table().data.table)
     return Domain.open(folder)
 
 
@@ -66,11 +75,7 @@ def test_items_are_in_the_order_of_popularity(merged: Domain) -> None:
 
 
 def test_what_a_domain_lacks_its_items_lack(source: Domain, target: Domain, tmp_path: Path) -> None:
-    (tmp_path / "bare").mkdir()
-    sequences = {split: target.sequences(split) for split in SPLITS}
-    without = dataclasses.replace(target.info, features={})
-    write_domain(tmp_path / "bare", without, sequences, target.item_table().data.table)
-    bare = Domain.open(tmp_path / "bare")
+    bare = without_features(target, tmp_path / "bare")
     half = merge(
         [source, store(bare, encode_texts(bare, HashingTextEncoder(), whitening=SHRINKAGE))], tmp_path / "half"
     )
@@ -122,12 +127,30 @@ def test_what_cannot_be_merged(source: Domain, target: Domain, tmp_path: Path) -
         "one Domain cannot be merged": ([source], tmp_path / "to"),
         "two Domains have the name target": ([source, target, copy(target, tmp_path / "copy")], tmp_path / "to"),
         "is to be read; choose another folder": ([source, target], target.path),
-        "encode both with the same options": ([source, Domain.open(other.path)], tmp_path / "to"),
+        r"features differ: text of \S+ is hashing.*whitened.*, of \S+/other is hashing@1 \(256-d, sum\); run `": (
+            [source, Domain.open(other.path)],
+            tmp_path / "to",
+        ),
+        r"bare: has no features, \S+ has some; run `bivrec encode \S+/bare --text hashing --whiten && bivrec encode": (
+            [without_features(target, tmp_path / "bare"), source],
+            tmp_path / "to",
+        ),
     }
     for words, (domains, path) in arguments.items():
         with pytest.raises(BivrecError, match=words):
             merge(domains, path, overwrite=True)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "other"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bare", "copy", "other"]
+
+
+def test_features_agree_by_the_weights_of_their_encoder(source: Domain, target: Domain, tmp_path: Path) -> None:
+    """As a tower takes them: the name of the folder that the encoder lay in says nothing."""
+    named = []
+    for domain, name in ((source, "mini"), (target, "org-mini")):
+        bare = without_features(domain, tmp_path / domain.name)
+        rows = torch.rand(domain.num_items + 1, 4)
+        spec = FeatureSpec(name, "sha256:0123", 4, "mean", whitening=None)
+        named.append(bare.with_features({"text": rows}, {"text": rows.any(1)}, {"text": spec}))
+    assert merge(named, tmp_path / "to").info.features == named[0].info.features
 
 
 def test_wrong_input_on_the_command_line(world: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from stages import bivrec, config
 from bivrec.artefact import Tower, load
 from bivrec.data import domain as domains
 from bivrec.data.domain import SPLITS, Domain, write_domain
-from bivrec.data.merge import merge
 from bivrec.data.prepare import prepare
 from bivrec.data.sketch import SKETCH_SIZE, item_sketch, join_sketches, share_known
 from bivrec.data.synthetic import DomainSize, World
@@ -24,6 +23,7 @@ from bivrec.features.encode import encode_texts, store
 from bivrec.features.text import HashingTextEncoder
 from bivrec.finetune import finetune, finetune_config
 from bivrec.hub import publish, tower_of_run
+from bivrec.merge import merge
 from bivrec.pretrain import pretrain
 from bivrec.training.run import Run
 
@@ -102,7 +102,8 @@ def test_another_title_is_another_item(catalogue: Catalogue, tmp_path: Path) -> 
 
 
 def test_a_merged_catalogue_knows_those_that_it_was_made_of(source: Domain, target: Domain, tmp_path: Path) -> None:
-    sketch = item_sketch(merge([source, target], tmp_path / "both (a+b)"))
+    bare = [with_name(domain, domain.name, tmp_path) for domain in (source, target)]
+    sketch = item_sketch(merge(bare, tmp_path / "both (a+b)"))
     nested = merge([Domain.open(tmp_path / "both (a+b)"), with_name(target, "other.shop", tmp_path)], tmp_path / "all")
     for known in (sketch, item_sketch(nested)):
         assert [share_known(domain, known) for domain in (source, target)] == [1.0, 1.0]

@@ -141,7 +141,7 @@ def merge(domains: tuple[Path | str, ...], to: Path, name: str | None, overwrite
     were made with the same options. All must be split by users, or all by leave-one-out.
     """
     from bivrec.data.domain import Domain
-    from bivrec.data.merge import merge as merged
+    from bivrec.merge import merge as merged
 
     echo_domain(merged([Domain.open(domain) for domain in domains], to, name=name, overwrite=overwrite))
 

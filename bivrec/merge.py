@@ -15,6 +15,7 @@ from bivrec.data.histories import users_of_split
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData
 from bivrec.errors import BivrecError
+from bivrec.features.contract import check_contract, encode_command
 from bivrec.files import new_folder
 
 
@@ -25,8 +26,8 @@ def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = Non
     and what is held out of their sequences stays held out.
     Features are taken along, as whitened for their own Domain, and items lack the modalities that their Domain lacks.
     Images are not taken along.
-    Raises BivrecError for fewer than two Domains, two of one name, one that is to be replaced, different protocols, and
-    features of one modality that were made in different ways.
+    Raises BivrecError for fewer than two Domains, two of one name, one that is to be replaced, different protocols,
+    features of one modality that were made in different ways, and a Domain without features beside one with some.
     """
     path = Path(path)
     names = [domain.name for domain in domains]
@@ -36,8 +37,8 @@ def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = Non
         raise BivrecError(f"two Domains have the name {repeated}; prepare one of them with another --name")
     if any(domain.path.resolve() == path.resolve() for domain in domains):
         raise BivrecError(f"{path}: is to be read; choose another folder to write")
-    specs = _common_specs(domains)
     protocol = _common_protocol(domains)
+    specs = _common_specs(domains)
     raw, split = _read(domains, protocol), LEAVE_ONE_OUT if protocol == LEAVE_ONE_OUT else None
     with new_folder(path, overwrite, marks=MARKS) as staging:
         merged = prepare(raw, staging, name=name or path.resolve().name, k_core=0, split=split, overwrite=True)
@@ -46,17 +47,24 @@ def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = Non
 
 
 def _common_specs(domains: Sequence[Domain]) -> dict[str, FeatureSpec]:
-    """How the features of each modality were made; BivrecError unless alike in all Domains that have it."""
+    """How the features of each modality were made; BivrecError unless alike in all Domains that have it, as towers
+    compare them, and if a Domain has none of them."""
     first: dict[str, Domain] = {}
     for domain in domains:
         for modality, spec in domain.info.features.items():
             other = first.setdefault(modality, domain)
-            if spec != (wanted := other.info.features[modality]):
-                raise BivrecError(
-                    f"{domain.location}: {modality} features made by {spec}, those of {other.location} by {wanted}; "
-                    "encode both with the same options"
-                )
-    return {modality: domain.info.features[modality] for modality, domain in first.items()}
+            wanted = {modality: other.info.features[modality]}
+            check_contract(wanted, {modality: spec}, tower=other.location, domain=domain.location)
+    specs = {modality: domain.info.features[modality] for modality, domain in first.items()}
+    for domain in domains:
+        if specs and not domain.info.features:
+            # What it has been prepared with can be encoded.
+            there = {name: spec for name, spec in specs.items() if domain.info.missing[name] < domain.num_items}
+            raise BivrecError(
+                f"{domain.location}: has no features, {next(iter(first.values())).location} has some; "
+                f"run `{encode_command(domain.location, there or specs, {})}`"
+            )
+    return specs
 
 
 def _common_protocol(domains: Sequence[Domain]) -> str:
