@@ -254,14 +254,17 @@ def test_without_timestamps_the_rows_are_in_order(
         times = ("--timestamp-column", "when") if "when" in renamed.column_names else ()
         columns = ("--user-column", "who", "--item-column", "what", *times)
         out = tmp_path / f"{name}.parquet"
-        succeed("recommend", *model, "--history", history, *columns, "--to", out, "--k", 3)
+        result = bivrec("recommend", *model, "--history", history, *columns, "--to", out, "--k", 3)
+        assert result.exit_code == 0, result.output
+        said = "" if times else f"{history}: no column timestamp: rows are taken as in order\n"
+        assert result.stderr == said
         lists.append(lists_of(read(out)))
     assert_same(*lists)
 
 
 def test_items_that_the_domain_does_not_have_are_counted(model: list[object], source: Domain, tmp_path: Path) -> None:
     first, second = source.item_ids()[:2]
-    lines = f"user_id,item_id\na,{first}\nb,gone\na,gone\na,{second}\nc,later\n"
+    lines = f"user_id,item_id,timestamp\na,{first},1\nb,gone,1\na,gone,2\na,{second},3\nc,later,1\n"
     (tmp_path / "h.csv").write_text(lines)
     result = bivrec("recommend", *model, "--history", tmp_path / "h.csv", "--to", tmp_path / "l.csv", "--k", 3)
     assert result.exit_code == 0, result.output
@@ -279,6 +282,9 @@ def test_the_list_of_the_only_user_of_a_history_is_printed(model: list[object], 
     (tmp_path / "h.csv").write_text(f"user_id,item_id\na,{first}\na,{second}\n")
     options = ("recommend", *model, "--history", tmp_path / "h.csv", "--k", 3)
     assert succeed(*options) == succeed(*options, "--user", "a")
+    # One item needs no order.
+    (tmp_path / "h.csv").write_text(f"user_id,item_id\na,{first}\n")
+    assert not bivrec(*options).stderr
 
 
 def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Path) -> None:

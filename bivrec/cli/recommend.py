@@ -122,6 +122,8 @@ def _users(
             f"{read.unknown_users:,} users who have no others",
             err=True,
         )
+    if not read.timed and read.users.lengths.max() > 1:
+        click.echo(f"{history}: no column {Columns.timestamp}: rows are taken as in order", err=True)
     return find_users([read.users], user_ids, str(history)) if user_ids else read.users
 
 

@@ -32,6 +32,8 @@ class ReadHistories:
     """The first of them, in words; None: there is none."""
     unknown_users: int
     """Users of whom nothing is left without them."""
+    timed: bool
+    """Whether the file has timestamps."""
 
 
 def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *, timed: bool = False) -> ReadHistories:
@@ -42,8 +44,8 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *
     Raises BivrecError for unreadable files, missing columns, bad values, and if the Domain has none of the items.
     """
     columns = columns or Columns()
-    ids, times = {columns.user: ID, columns.item: ID}, {columns.timestamp: TIME}
-    table = read_columns(path, ids | times) if timed else read_columns(path, ids, times)
+    ids, time = {columns.user: ID, columns.item: ID}, {columns.timestamp: TIME}
+    table = read_columns(path, ids | time) if timed else read_columns(path, ids, time)
     user_codes, user_ids = encode_ids(table[columns.user])
     item_codes, item_ids = encode_ids(table[columns.item])
     items = domain.item_indices(item_ids)[item_codes]
@@ -60,19 +62,20 @@ def read_histories(path: Path, domain: Domain, columns: Columns | None = None, *
             f"{path}: none of its {len(items):,} interactions is of an item of {domain.name}; the first is of "
             f"'{item_ids[int(item_codes[0])]}'; expected item ids such as '{domain.item_table()[0]['item_id']}'"
         )
-    seconds = table[columns.timestamp].to_numpy() if columns.timestamp in table.column_names else np.arange(len(items))
+    has_times = columns.timestamp in table.column_names
+    times = table[columns.timestamp].to_numpy() if has_times else np.arange(len(items))
     order = pc.sort_indices(user_ids).to_numpy()
     rank = np.argsort(order)[user_codes]
-    rows = rows[np.lexsort((seconds[rows], rank[rows]))]
+    rows = rows[np.lexsort((times[rows], rank[rows]))]
     lengths = np.bincount(rank[rows], minlength=len(user_ids))
     ids = user_ids.take(pa.array(order)).filter(pa.array(lengths > 0))
     users = Sequences(
         offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
         items=items[rows].astype(np.int32),
-        timestamps=seconds[rows].astype(np.int64),
+        timestamps=times[rows].astype(np.int64),
         user_ids=ids.to_pylist(),
     )
-    return ReadHistories(users, len(unknown), example, int((lengths == 0).sum()))
+    return ReadHistories(users, len(unknown), example, int((lengths == 0).sum()), has_times)
 
 
 def find_users(sources: Sequence[Sequences], user_ids: Sequence[str], where: str) -> Sequences:
