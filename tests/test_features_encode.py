@@ -12,6 +12,7 @@ from bivrec.features.encode import check_absent, encode_images, encode_texts, fe
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 from bivrec.features.whitening import SHRINKAGE
+from bivrec.locks import locked
 
 FEATURES = "features.safetensors"
 
@@ -122,6 +123,24 @@ def test_domains_without_the_modality(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BivrecError, match=r"none of the 2 images can be read, first 1\.png"):
         encode_images(domain, DescriptorImageEncoder(), tmp_path / "empty")
+
+
+def test_one_process_at_a_time_encodes_a_modality(tmp_path):
+    """Another would take the parts away that it counts on, or mix its own with them."""
+    domain = make_domain(tmp_path / "d", texts(3))
+
+    class Meanwhile(HashingTextEncoder):
+        def __call__(self, inputs):
+            with pytest.raises(BivrecError, match=r"\.encode-text: process \d+ on .* is at work in this folder; wait"):
+                encode_texts(domain, HashingTextEncoder())
+            return super().__call__(inputs)
+
+    encoded = encode_texts(domain, Meanwhile())
+    with locked(domain.path / ".encode-text"):
+        store(domain, encoded)
+        assert list((domain.path / ".encode-text").glob("*.safetensors"))
+    store(domain, encode_texts(domain, HashingTextEncoder()))
+    assert not (domain.path / ".encode-text").exists()
 
 
 def test_features_computed_elsewhere(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from bivrec.features.contract import describe
 from bivrec.features.image import ImageFiles
 from bivrec.features.whitening import whiten
 from bivrec.files import new_file, read_json, write_json
+from bivrec.locks import LOCK_FILE, locked
 
 BATCHES_PER_PART = 16
 WORK_FILE = "work.json"
@@ -67,7 +69,7 @@ def encode_texts(
 
     `whitening`: the shrinkage of `whitening.whiten`, fit on the items that have a text; None does not whiten. `half`:
     store float16.
-    Raises BivrecError if no item has one.
+    Raises BivrecError if no item has one, or another process encodes them.
     """
     table = domain.item_table()
     texts = [text if (text or "").strip() else title for text, title in zip(table["text"], table["title"], strict=True)]
@@ -93,7 +95,8 @@ def encode_images(
 ) -> Encoded:
     """The image features of every item whose image can be read from `images` (default: the Domain's own source).
 
-    `images` is a folder or an uncompressed tar. Raises BivrecError if there is none, or if no image can be read.
+    `images` is a folder or an uncompressed tar. Raises BivrecError if there is none, if no image can be read,
+    or another process encodes them.
     """
     names = domain.item_table()["image"]
     rows = [(row, name) for row, name in enumerate(names) if name]
@@ -148,7 +151,10 @@ def store(domain: Domain, *encoded: Encoded) -> Domain:
         {one.modality: one.spec for one in encoded},
     )
     for one in encoded:
-        shutil.rmtree(_parts_folder(domain, one.modality), ignore_errors=True)
+        folder = _parts_folder(domain, one.modality)
+        # Whoever is at work there needs the parts; of a feature file there are none.
+        with suppress(BivrecError), locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
     return reopened
 
 
@@ -195,11 +201,13 @@ def _encode(
         "inputs": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         "source": None if source is None else str(source.resolve()),
     }
-    folder = _open_parts(domain, modality, work)
     features = torch.zeros(domain.num_items, encoder.dimension)
     present = torch.zeros(domain.num_items, dtype=torch.bool)
     size = batch_size * BATCHES_PER_PART
-    with tqdm(total=len(rows), unit="item", desc=f"{modality} ({encoder.name})", disable=None) as progress:
+    with (
+        _open_parts(domain, modality, work) as folder,
+        tqdm(total=len(rows), unit="item", desc=f"{modality} ({encoder.name})", disable=None) as progress,
+    ):
         for start in range(0, len(rows), size):
             part = folder / f"{start:09d}.safetensors"
             if not part.exists():
@@ -225,13 +233,19 @@ def _encode_part(
     return {"rows": torch.tensor(done, dtype=torch.int64), "features": torch.cat(features)}
 
 
-def _open_parts(domain: Domain, modality: str, work: dict[str, object]) -> Path:
+@contextmanager
+def _open_parts(domain: Domain, modality: str, work: dict[str, object]) -> Iterator[Path]:
+    """Raises BivrecError if another process encodes the same modality."""
     domain.check_writable()
     folder = _parts_folder(domain, modality)
-    if not (folder / WORK_FILE).is_file() or read_json(folder / WORK_FILE) != work:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / WORK_FILE, work)
-    return folder
+    folder.mkdir(exist_ok=True)
+    with locked(folder):
+        if not (folder / WORK_FILE).is_file() or read_json(folder / WORK_FILE) != work:
+            for file in folder.iterdir():
+                if file.name != LOCK_FILE:
+                    file.unlink()
+            write_json(folder / WORK_FILE, work)
+        yield folder
 
 
 def _parts_folder(domain: Domain, modality: str) -> Path:
