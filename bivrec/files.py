@@ -19,7 +19,8 @@ from bivrec.errors import BivrecError
 def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends without error.
 
-    `overwrite` replaces the old folder at the end. Raises BivrecError like `check_new_folder`.
+    `overwrite` replaces the old folder at the end. Raises BivrecError like `check_new_folder`; at the end as well, if
+    another process has made `path` meanwhile, whose work is left alone.
     """
     path = Path(path)
     check_new_folder(path, overwrite, marks=marks)
@@ -33,13 +34,14 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
         # mkdtemp makes a private folder; the finished one has the permissions of any other new folder.
         staging.chmod(0o777 & ~_umask())
         yield staging
-        if path.exists():
+        check_new_folder(path, overwrite, marks=marks)
+        if overwrite and path.exists():
             retired = staging.with_name(staging.name + ".old")
             path.rename(retired)
             staging.rename(path)
             _remove(retired)
         else:
-            staging.rename(path)
+            _rename(staging, path, marks)
     finally:
         if staging.exists():
             _remove(staging)
@@ -66,6 +68,15 @@ def check_new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str
             f"{path}: holds {', '.join(held[:3])}{more}, but no {absent[0]}, so that --overwrite does not replace it; "
             "choose another folder, or remove it by hand"
         )
+
+
+def _rename(staging: Path, path: Path, marks: Sequence[str]) -> None:
+    try:
+        staging.rename(path)
+    except OSError:
+        # It has been made since it was checked: a rename replaces empty folders alone.
+        check_new_folder(path, marks=marks)
+        raise
 
 
 def check_new_file(path: Path) -> None:

@@ -1,6 +1,7 @@
 """What is replaced by `--overwrite`: what bivrec made of the same kind, and nothing of the user's."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,48 @@ def test_nothing_else_is_replaced(tmp_path: Path, held: str, overwrite: bool, ma
         pytest.fail("the work began")
     assert "\n" not in str(fault.value)
     assert kept.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_made_meanwhile_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+    """Two trainings that are told the same new folder: the second must not replace the first."""
+    name = "theirs.txt" if overwrite else "mark.json"
+    complaint = "holds theirs.txt, but no mark.json" if overwrite else "exists already; choose another folder or pass"
+    context = new_folder(tmp_path / "d", overwrite, marks=["mark.json"])
+    write(context.__enter__() / "mark.json", "new")
+    write(tmp_path / "d" / name)
+    with pytest.raises(BivrecError, match=complaint) as fault:
+        context.__exit__(None, None, None)
+    assert "\n" not in str(fault.value)
+    assert (tmp_path / "d" / name).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_of_those_who_make_a_folder_at_once_one_succeeds(tmp_path: Path) -> None:
+    contexts = [new_folder(tmp_path / "d", marks=["mark.json"]) for _ in range(8)]
+    ready = threading.Barrier(len(contexts))
+    made: list[str] = []
+    refused: list[str] = []
+
+    def end(number: int) -> None:
+        ready.wait(60)
+        try:
+            contexts[number].__exit__(None, None, None)
+            made.append(str(number))
+        except BivrecError as fault:
+            refused.append(str(fault))
+
+    for number, context in enumerate(contexts):
+        write(context.__enter__() / "mark.json", str(number))
+    threads = [threading.Thread(target=end, args=(number,)) for number in range(len(contexts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [(tmp_path / "d" / "mark.json").read_text()] == made
+    assert len(refused) == 7
+    assert all("exists already" in fault for fault in refused)
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
