@@ -406,6 +406,15 @@ def test_domains_of_one_name(source: Domain, tmp_path: Path) -> None:
     assert "both are named source" in result.stderr
 
 
+def test_one_domain_twice(source: Domain, tmp_path: Path) -> None:
+    """By two paths as well; before anything is trained."""
+    (tmp_path / "link").symlink_to(source.path)
+    for other in (source.path, tmp_path / "link"):
+        result = bivrec("compare", source.path, other, "--models", "popularity", "--to", tmp_path / "study")
+        assert (result.exit_code, result.stderr) == (1, f"Error: {other}: given twice; name every Domain once\n")
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize("seeds", ["-1", "x", "0,1.5"])
 def test_impossible_seeds(target: Domain, tmp_path: Path, seeds: str) -> None:
     result = bivrec("compare", target.path, "--seeds", seeds, "--to", tmp_path / "study")

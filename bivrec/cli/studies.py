@@ -41,13 +41,19 @@ study_options = together(
 
 
 def open_domains(domains: Sequence[Path | str]) -> list[Domain]:
-    """The Domains of a study. Raises BivrecError like `Domain.open`, and for seeds that were taken for Domains."""
+    """The Domains of a study. Raises BivrecError like `Domain.open`, for seeds that were taken for Domains, and for a
+    Domain that is given twice."""
     from bivrec.data.domain import Domain
 
     for domain in map(str, domains):
         if domain.isdecimal() and not Path(domain).exists():
             raise BivrecError(f"{domain}: not a Domain; several seeds are given with commas, as in --seeds 0,1,2")
-    return [Domain.open(domain) for domain in domains]
+    opened: dict[Path, Domain] = {}
+    for domain in domains:
+        found = Domain.open(domain)
+        if opened.setdefault(found.path.resolve(), found) is not found:
+            raise BivrecError(f"{domain}: given twice; name every Domain once")
+    return list(opened.values())
 
 
 def carry_out(
