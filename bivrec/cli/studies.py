@@ -45,9 +45,9 @@ def open_domains(domains: Sequence[Path | str]) -> list[Domain]:
     Domain that is given twice."""
     from bivrec.data.domain import Domain
 
-    for domain in map(str, domains):
-        if domain.isdecimal() and not Path(domain).exists():
-            raise BivrecError(f"{domain}: not a Domain; several seeds are given with commas, as in --seeds 0,1,2")
+    for word in map(str, domains):
+        if word.isdecimal() and not Path(word).exists():
+            raise BivrecError(f"{word}: not a Domain; several seeds are given with commas, as in --seeds 0,1,2")
     opened: dict[Path, Domain] = {}
     for domain in domains:
         found = Domain.open(domain)
