@@ -39,6 +39,8 @@ def carry_out(
     """
     check_libraries(LIBRARIES)
     workshop = Workshop(path, recipe, seeds)
+    # What cannot be carried out leaves no folder.
+    workshop.plan(study)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         failed = workshop.train(study, parallel, report)

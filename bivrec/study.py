@@ -148,19 +148,22 @@ class Workshop:
         self._recipe = recipe
         self.seeds = tuple(seeds)
 
-    def train(self, study: Study, parallel: int, report: Callable[[str], None]) -> dict[str, str]:
-        """Train what the folder lacks; returns the Runs that failed, with their complaints.
+    def plan(self, study: Study) -> list[tuple[Training, int, Config]]:
+        """Every training with its seed and settings, those that have ended too.
 
-        Raises BivrecError before anything is trained if the folder holds Runs with other settings or Domains.
+        Raises BivrecError if one contradicts itself, or the folder holds Runs with other settings or Domains.
         """
         _refuse_namesakes(study.domains)
-        wanted = [(training, seed) for training in study.trainings for seed in self.seeds]
-        configs = [self.config(training, seed) for training, seed in wanted]
-        for (training, seed), config in zip(wanted, configs, strict=True):
+        planned = [(each, seed, self.config(each, seed)) for each in study.trainings for seed in self.seeds]
+        for training, seed, config in planned:
             check_kept(self.run_path(training, seed), training.domain, config)
+        return planned
+
+    def train(self, study: Study, parallel: int, report: Callable[[str], None]) -> dict[str, str]:
+        """Train what the folder lacks; returns the Runs that failed, with their complaints. Raises like `plan`."""
         jobs = [
             Job(self._domain(training, seed).path, self.run_path(training, seed), config)
-            for (training, seed), config in zip(wanted, configs, strict=True)
+            for training, seed, config in self.plan(study)
             if not is_finished(self.run_path(training, seed))
         ]
         return run_jobs(jobs, self.path, parallel, report)

@@ -249,6 +249,12 @@ def test_another_domain_of_the_same_name_is_refused(compared: Path, source: Doma
     assert "not a Domain" in complaint.stderr
 
 
+def test_what_cannot_be_trained_leaves_no_folder(target: Domain, tmp_path: Path) -> None:
+    arguments = ("--models", "sasrec", "--set", "model.num_heads=3", "--to", tmp_path / "study")
+    assert "num_heads" in compare(target.path, *arguments, ends=1).stderr
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_model_that_fails_does_not_stop_the_others(target: Domain, tmp_path: Path) -> None:
     study = comparison([target], ["pure-mm", "pure-id"])
     values = {"model": {}, "training": {"steps": 3, "evaluate_every": 1, "batch_size": 16}}
