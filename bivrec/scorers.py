@@ -53,7 +53,8 @@ def named_scorers(
     """Scorers for `domain`, one at a time so that only one model is in memory.
 
     view: id, mm, both, or all that a model has. zero_shot: of Runs and joint models, use the tower alone, on a Domain
-    that it was not trained on. warn: is told of towers that were trained on items of the Domain, whose names say it.
+    that it was not trained on. warn: is told of towers that were trained on items of the Domain, whose names say it,
+    and of Runs that have not ended.
     Raises BivrecError for what cannot be opened, or does not fit the Domain.
     """
     for floor in floors:
@@ -62,6 +63,8 @@ def named_scorers(
         yield from _published(domain, source, load(source), view, zero_shot, warn)
     for path, name in zip(runs, distinct_names(runs, [path.name for path in runs]), strict=True):
         run = Run.open(path)
+        if line := run.unfinished():
+            warn(line)
         if zero_shot:
             _refuse_id(name, view)
             yield _stranger(domain, tower_of_run(run), name, "run", warn)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from scipy import stats
-from stages import bivrec, in_subprocess, new_run, same, settings, succeed, tower_weights, weights
+from stages import bivrec, in_subprocess, interrupt_at, new_run, same, settings, succeed, tower_weights, weights
 
 from bivrec.artefact import Tower
 from bivrec.cli import COMMANDS, main
@@ -134,6 +134,24 @@ def test_resume(chain: Path, tmp_path: Path, command: str) -> None:
     (run.path / "results.json").unlink()
     succeed(command, "--to", run.path, "--resume")
     assert run.results() == Run.open(chain / name).results()
+
+
+def test_a_training_that_has_not_ended_is_told(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, run = chain / "world/source", tmp_path / "the run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=4)
+        recipe = settings(training={"steps": 60, "evaluate_every": 2})
+        assert "interrupted at step 5" in bivrec("pretrain", source, "--to", run, *recipe).stderr
+    publish = ("publish", run, "--to", tmp_path / "model", "--overwrite")
+    evaluate = ("evaluate", source, "--run", run)
+    for command in (publish, evaluate):
+        result = bivrec(*command)
+        assert result.exit_code == 0, result.output
+        assert result.stderr == (
+            f"Warning: {run}: not ended (step 5 of 60): its weights are the best so far, and how its views rank "
+            f"together is not fit yet; go on with `bivrec pretrain --to '{run}' --resume`\n"
+        )
+        assert not bivrec(command[0], *(chain / "pretrained" if part == run else part for part in command[1:])).stderr
 
 
 MADE_BY_OTHERS = {

@@ -29,6 +29,8 @@ def publish(run: Path, destination: str, kind: str | None, dry_run: bool, overwr
 
     check_destination(destination, overwrite, pushing)
     opened = Run.open(run)
+    if line := opened.unfinished():
+        click.echo(f"Warning: {line}", err=True)
     if dry_run:
         echo_preview(*hub.preview(opened, destination, kind))
         return

@@ -11,6 +11,7 @@ results.json       metrics of the best weights on the test users, written at the
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,6 +168,18 @@ class Run:
         path = self.path / "results.json"
         results: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
         return results
+
+    def unfinished(self) -> str | None:
+        """A line that says how far a training is that has not ended, and what goes on; None once it has ended, and
+        before its first checkpoint, from which nothing goes on."""
+        if self.results() or not self.checkpoint("last").exists():
+            return None
+        fused = ", and how its views rank together is not fit yet" if len(self.config.training.views) > 1 else ""
+        return (
+            f"{self.path}: not ended (step {self.progress('last').step:,} of {self.config.training.steps:,}): "
+            f"its weights are the best so far{fused}; "
+            f"go on with `bivrec {self.info.stage} --to {shlex.quote(str(self.path))} --resume`"
+        )
 
     def id_weight(self) -> float | None:
         """Share of the ID view where both rank together, fit when the training has ended; None: one view alone."""
