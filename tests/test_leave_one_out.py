@@ -209,10 +209,13 @@ def test_other_splits_of_the_same_shop_are_refused(shop: Path, domain: Domain, r
     succeed("encode", other, "--text", "hashing", "--whiten")
     training = {"steps": 1, "evaluate_every": 1, "views": ["id"]}
     succeed("pretrain", other, "--to", tmp_path / "run", *settings(model={"modalities": []}, training=training))
-    for path, trained in ((other, run), (domain.path, tmp_path / "run")):
+    for path, trained, protocols in (
+        (other, run, "user-split now, leave-one-out then"),
+        (domain.path, tmp_path / "run", "leave-one-out now, user-split then"),
+    ):
         result = bivrec("evaluate", path, "--run", trained)
         assert result.exit_code == 1
-        assert "was trained on the items of" in result.stderr
+        assert f"but was prepared in another way ({protocols}), so that its users may be split" in result.stderr
 
 
 def test_the_protocol_is_part_of_what_a_run_was_trained_on(domain: Domain, tmp_path: Path) -> None:

@@ -172,6 +172,24 @@ def test_another_catalogue_is_refused(pretrained: Run, target: Domain) -> None:
     assert str(target.path) in str(caught.value)
 
 
+def test_the_same_items_in_another_order_are_told_as_another_preparation(
+    pretrained: Run, source: Domain, tmp_path: Path
+) -> None:
+    """As another seed or split makes it, which orders them by popularity in other training sequences."""
+    sequences = {split: source.sequences(split) for split in SPLITS}
+    table = source.item_table().data.table
+    write_domain(
+        tmp_path, dataclasses.replace(source.info, features={}), sequences, table.take([*range(1, len(table)), 0])
+    )
+    with pytest.raises(BivrecError) as caught:
+        pretrained.check_domain(Domain.open(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}: has the items of the training of {pretrained.path} (on {source.path}), but was prepared in "
+        "another way (user-split now, user-split then), so that its users may be split otherwise; prepare it as it "
+        "was, or train again"
+    )
+
+
 def test_a_domain_that_was_prepared_anew_is_refused(pretrained: Run, source: Domain, tmp_path: Path) -> None:
     """With the same items, but without the last test user."""
     sequences = {split: source.sequences(split) for split in SPLITS}

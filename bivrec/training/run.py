@@ -126,6 +126,12 @@ class Run:
         interactions."""
         record = domain_record(domain)
         if record["catalogue"] != self._catalogue:
+            if set(domain.item_ids()) == set(self.item_ids()):
+                raise BivrecError(
+                    f"{domain.location}: has the items of the training of {self.path} (on {self.info.domain['path']}), "
+                    f"but was prepared in another way ({record['protocol']} now, {self._protocol} then), so that its "
+                    "users may be split otherwise; prepare it as it was, or train again"
+                )
             raise BivrecError(
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
                 f"not on those of {domain.location}; `bivrec recommend` ranks a catalogue that has changed, and "
