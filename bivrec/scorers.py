@@ -16,6 +16,7 @@ from bivrec.data.sketch import share_known
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
+from bivrec.features.contract import absent_modalities
 from bivrec.files import distinct_names
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import model_of_run, source_of_run, tower_of_run
@@ -38,6 +39,8 @@ class NamedScorer:
     """Of a model or Run its name, commit on the Hub (`revision`; None: a folder), and checksum of the weights."""
     id_weight: float | None = None
     """Share of the ID view where both rank together; None: one alone."""
+    warning: str | None = None
+    """What the reader of its lists must know; None: nothing."""
 
 
 def named_scorers(
@@ -135,15 +138,27 @@ def _published(
 def _stranger(domain: Domain, tower: Tower, name: str, kind: str, warn: Callable[[str], None]) -> NamedScorer:
     """The tower on a Domain that is not its own: it is `zero-shot`, unless it was trained on some of the items."""
     scorer = _scorer(zero_shot_model(domain, tower), "mm")
-    share = share_known(domain, tower.item_sketch)
+    share, warning = share_known(domain, tower.item_sketch), _reads_zeros(domain, tower)
     if share <= UNKNOWN_ENOUGH:
-        return NamedScorer(f"{name} zero-shot", scorer, kind, tower.source)
+        return NamedScorer(f"{name} zero-shot", scorer, kind, tower.source, warning=warning)
     known = f"trained on {100 * share:.0f} % of these items"
     warn(
         f"{tower.source['name']}: {known}, and perhaps with these users, so that its results are not zero-shot; "
         "leave the items out with `bivrec prepare ... --without DOMAIN`, the Domain of its training"
     )
-    return NamedScorer(f"{name} {known}", scorer, kind, tower.source)
+    return NamedScorer(f"{name} {known}", scorer, kind, tower.source, warning=warning)
+
+
+def _reads_zeros(domain: Domain, tower: Tower) -> str | None:
+    """A line if no item of the Domain has a modality that the tower reads; None if some items have each."""
+    absent = absent_modalities(tower.features, domain)
+    if not absent:
+        return None
+    left = " and ".join(name for name in tower.features if name not in absent)
+    return (
+        f"{tower.source['name']}: reads {' and '.join(tower.features)}, but no item of {domain.name} has "
+        f"{' or '.join(absent)}; it ranks by {left} alone"
+    )
 
 
 def _refuse_id(name: str, view: str) -> None:

@@ -322,6 +322,20 @@ def test_zero_shot_is_the_same_from_a_run_and_from_its_published_tower(chain: Pa
     assert list(published.values()) == list(run.values())
 
 
+def test_a_modality_that_a_domain_lacks_is_told(chain: Path, small_domain: Domain, tmp_path: Path) -> None:
+    """A tower of texts and images ranks items without images by zeros."""
+    domain, tower = shutil.copytree(small_domain.path, tmp_path / "small"), chain / "tower"
+    succeed("encode", domain, "--text", "hashing", "--whiten")
+    told = "Warning: {}: reads text and image, but no item of small has image; it ranks by text alone\n"
+    recommend = ("recommend", domain, "--zero-shot", "--to", tmp_path / "lists.csv", "--overwrite")
+    for command in (("evaluate", domain, "--zero-shot"), recommend):
+        for source, model in (("--run", chain / "pretrained"), ("--from-hub", tower)):
+            result = bivrec(*command, source, model)
+            assert result.exit_code == 0, result.output
+            assert result.stderr == told.format(model)
+    assert not bivrec("evaluate", chain / "world/target", "--from-hub", tower).stderr
+
+
 def test_per_user(chain: Path, tmp_path: Path) -> None:
     options = ("--run", chain / "finetuned", "--floor", "popularity", "--from-hub", chain / "tower")
     results = evaluated(chain, *options, "--per-user", tmp_path / "users")

@@ -149,6 +149,8 @@ def _ranked(
     from bivrec.evaluation.ranking import evaluate as rank
 
     for named in scorers:
+        if named.warning:
+            _warn(named.warning)
         result = rank(named.scorer, users, ks, remove_seen)
         yield _Row(named.name, result, {"kind": named.kind, **named.source}, named.id_weight)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, to
     A modality that no item of the Domain has is zeros, as it is for single items without it. Raises BivrecError,
     naming both sides and the command that mends it, if features were made in another way.
     """
-    absent = [name for name in expected if domain.info.missing[name] == domain.num_items]
+    absent = absent_modalities(expected, domain)
     wanted = {name: spec for name, spec in expected.items() if name not in absent}
     if not wanted:
         raise BivrecError(f"{domain.location}: no item has a {' or '.join(expected)}, and {tower} reads nothing else")
@@ -40,6 +40,11 @@ def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, to
         for name, spec in expected.items()
     ]
     return FeatureRows(parts)
+
+
+def absent_modalities(expected: Iterable[str], domain: Domain) -> list[str]:
+    """Of the expected modalities those that no item of the Domain has, so that a tower reads zeros for them."""
+    return [name for name in expected if domain.info.missing[name] == domain.num_items]
 
 
 def check_contract(
