@@ -26,7 +26,8 @@ setup(
     packages=[*find_packages(include=["bivrec", "bivrec.*"]), *DATA_PACKAGES],
     package_dir=DATA_PACKAGES,
     package_data={
-        "bivrec": ["py.typed", "paper_tables/*.csv"],
+        "bivrec": ["py.typed"],
+        "bivrec.studies": ["paper_tables/*.csv"],
         **{name: ["*.yaml", "*.md", "*.md.jinja", "launch/*.yaml"] for name in DATA_PACKAGES},
     },
     install_requires=[

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bivrec.cli import main
 from bivrec.config import Config
-from bivrec.jobs import Job, _work
 from bivrec.pretrain import resume
+from bivrec.studies.jobs import Job, _work
 
 FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 

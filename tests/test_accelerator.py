@@ -14,7 +14,7 @@ from stages import NOISELESS, in_subprocess, settings, succeed, train_losses
 from torch.utils import backend_registration
 
 from bivrec.recipes import recipe_names
-from bivrec.systems import SYSTEMS
+from bivrec.studies.systems import SYSTEMS
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)

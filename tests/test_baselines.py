@@ -28,7 +28,7 @@ from bivrec.hub import publish, tower_of_run
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.tower import Interests, TowerNetwork
 from bivrec.pretrain import pretrain, resume
-from bivrec.systems import SYSTEMS
+from bivrec.studies.systems import SYSTEMS
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bivrec.training.objective import Objective

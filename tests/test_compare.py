@@ -21,20 +21,20 @@ from stages import bivrec, in_subprocess, new_run, same, settings, values, weigh
 
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
-from bivrec.compare import comparison
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
-from bivrec.execution import LIBRARIES, carry_out
-from bivrec.jobs import Job, run_jobs
 from bivrec.locks import locked
-from bivrec.paper import table1, table2, table3
 from bivrec.pretrain import pretrain
-from bivrec.significance import check_libraries
-from bivrec.study import Workshop
-from bivrec.systems import SYSTEMS
+from bivrec.studies.compare import comparison
+from bivrec.studies.execution import LIBRARIES, carry_out
+from bivrec.studies.jobs import Job, run_jobs
+from bivrec.studies.paper import table1, table2, table3
+from bivrec.studies.significance import check_libraries
+from bivrec.studies.study import Workshop
+from bivrec.studies.systems import SYSTEMS
 from bivrec.training.run import Run
 from bivrec.version import __version__
 

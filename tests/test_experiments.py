@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from stages import bivrec, settings
 
-from bivrec import experiments
 from bivrec.cli.experiment import EXPERIMENTS as LISTED
 from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
-from bivrec.experiments import EXPERIMENTS
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import tower_of_run
 from bivrec.recipes import read_recipe
-from bivrec.study import Study, Training, Workshop
+from bivrec.studies import experiments
+from bivrec.studies.experiments import EXPERIMENTS
+from bivrec.studies.study import Study, Training, Workshop
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)

@@ -8,7 +8,7 @@ from stages import config, untrained
 from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.scorer import ModelScorer
-from bivrec.interests import interest_points, silhouette, t_sne
+from bivrec.studies.interests import interest_points, silhouette, t_sne
 
 pytest_plugins = ("stage_fixtures",)
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from stages import bivrec, config, new_run, settings, succeed
 
-from bivrec.compare import comparison
 from bivrec.data.domain import SPLITS, Domain, write_domain
 from bivrec.data.histories import users_of_domain, users_of_split
 from bivrec.data.noise import noisy_copy
 from bivrec.errors import BivrecError
 from bivrec.merge import merge
+from bivrec.studies.compare import comparison
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)

@@ -103,5 +103,5 @@ def test_the_requirements_are_those_of_setup(wheel: Path) -> None:
 
 
 def test_the_figures_of_the_paper_ship(installed: Path, elsewhere: Path) -> None:
-    code = "from bivrec.paper import table1; print(table1('SASRec*', 'ml-1m')['recall@20'])"
+    code = "from bivrec.studies.paper import table1; print(table1('SASRec*', 'ml-1m')['recall@20'])"
     assert run_installed(installed, elsewhere, "-c", code).strip() == "7.32"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bivrec.significance import against_best, holm, paired_bootstrap
+from bivrec.studies.significance import against_best, holm, paired_bootstrap
 
 USERS = 400
 

@@ -9,7 +9,7 @@ import click
 from bivrec.cli.options import DOMAIN, set_option
 from bivrec.cli.studies import carry_out, comma_list, open_domains, study_options
 from bivrec.config import FLOORS
-from bivrec.systems import SYSTEMS
+from bivrec.studies.systems import SYSTEMS
 
 MODELS_HELP = (
     f"Models, with commas or the option again: {', '.join((*FLOORS, *SYSTEMS))}.  "
@@ -38,7 +38,7 @@ def compare(
     others. Writes comparison.md, .csv, .tex and .png into FOLDER: metrics on the test users with seen items kept and
     removed, the significance of the best model's lead, training time, and the paper's figures.
     """
-    from bivrec.compare import comparison
+    from bivrec.studies.compare import comparison
 
     study = comparison(open_domains(domains), models)
     carry_out(study, "comparison", path, recipe, overrides, seeds, jobs)

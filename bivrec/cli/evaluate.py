@@ -74,7 +74,7 @@ def evaluate(
     from bivrec.evaluation.ranking import write_per_user
     from bivrec.files import check_new_folder, new_folder
     from bivrec.scorers import named_scorers
-    from bivrec.significance import check_libraries
+    from bivrec.studies.significance import check_libraries
 
     if not (runs or sources or floors or lists):
         raise BivrecError("nothing to evaluate: give --run, --from-hub, --floor or --lists")
@@ -173,7 +173,7 @@ def _listed(
 
 def _p_values(results: Mapping[str, EvaluationResult]) -> dict[str, dict[str, dict[str, float]]]:
     """Metric -> row, but for the best -> p-values of the best row's lead."""
-    from bivrec.significance import against_best
+    from bivrec.studies.significance import against_best
 
     per_user = {name: result.per_user for name, result in results.items()}
     tests = {

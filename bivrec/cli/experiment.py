@@ -44,8 +44,8 @@ def experiment(
     `bivrec compare`: an ordinary Run in FOLDER/runs/DOMAIN/VARIANT/seed-SEED. What is finished is kept, so the same
     command goes on where it stopped. Writes NAME.md, .csv, .tex and .png into FOLDER.
     """
-    from bivrec.experiments import EXPERIMENTS
     from bivrec.recipes import read_recipe
+    from bivrec.studies.experiments import EXPERIMENTS
 
     chosen = EXPERIMENTS[name]
     study = chosen.study(open_domains(domains), read_recipe(recipe, "pretrain", overrides))

@@ -16,7 +16,7 @@ from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
-    from bivrec.study import Study
+    from bivrec.studies.study import Study
 
 
 def comma_list(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,8 +69,8 @@ def carry_out(
     """Carry a study out, and say what came of it. Raises BivrecError at the end if trainings failed."""
     import torch
 
-    from bivrec import execution
     from bivrec.recipes import read_recipe
+    from bivrec.studies import execution
 
     if not seeds:
         raise BivrecError("--seeds: expected at least one")

@@ -11,12 +11,12 @@ from typing import Any
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.execution import Finish, Picture
-from bivrec.interests import silhouettes
-from bivrec.paper import name_in_paper, table2, table3
-from bivrec.study import Entry, Overrides, Place, Study, Training, lay_over
-from bivrec.study_plots import plot_heat_maps, plot_interests, plot_lines, plot_study
-from bivrec.systems import SYSTEMS
+from bivrec.studies.execution import Finish, Picture
+from bivrec.studies.interests import silhouettes
+from bivrec.studies.paper import name_in_paper, table2, table3
+from bivrec.studies.plots import plot_heat_maps, plot_interests, plot_lines, plot_study
+from bivrec.studies.study import Entry, Overrides, Place, Study, Training, lay_over
+from bivrec.studies.systems import SYSTEMS
 
 VIEWS = ("id", "mm", "both")
 

@@ -12,8 +12,8 @@ import pandas as pd
 
 from bivrec.data.domain import LEAVE_ONE_OUT, Domain
 from bivrec.files import new_file
-from bivrec.significance import PValues, against_best
-from bivrec.study import K, Measured, Study
+from bivrec.studies.significance import PValues, against_best
+from bivrec.studies.study import K, Measured, Study
 
 METRICS = tuple(f"{name}@{K}" for name in ("recall", "ndcg", "ndcg_hits", "hr"))
 TESTED = METRICS[0]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.locks import locked
-from bivrec.significance import check_libraries
-from bivrec.study import Measured, Study, Workshop
-from bivrec.study_plots import plot_study
-from bivrec.tables import tables_of, write_tables
+from bivrec.studies.plots import plot_study
+from bivrec.studies.significance import check_libraries
+from bivrec.studies.study import Measured, Study, Workshop
+from bivrec.studies.tables import tables_of, write_tables
 
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
 

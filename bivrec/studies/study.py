@@ -21,10 +21,10 @@ from bivrec.evaluation.ranking import EvaluationResult, Scorer, evaluate
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import tower_of_run
-from bivrec.jobs import Job, check_kept, is_finished, run_jobs
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.pretrain import with_features_of
 from bivrec.scorers import named_scorers
+from bivrec.studies.jobs import Job, check_kept, is_finished, run_jobs
 from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.plots import BLUE, GREY, load_pyplot, save_figure
-from bivrec.study import Measured, Place, Study
+from bivrec.studies.study import Measured, Place, Study
 
 RECALL = "recall@20"
 

@@ -45,5 +45,5 @@ def table3(system: str, source: str, target: str) -> dict[str, float]:
 
 @cache
 def _rows(name: str) -> list[dict[str, str]]:
-    text = (resources.files("bivrec") / TABLES / name).read_text(encoding="utf-8")
+    text = (resources.files("bivrec.studies") / TABLES / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

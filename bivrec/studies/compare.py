@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.paper import name_in_paper, table1
-from bivrec.study import Entry, Overrides, Study, Training
-from bivrec.systems import SYSTEMS, System
+from bivrec.studies.paper import name_in_paper, table1
+from bivrec.studies.study import Entry, Overrides, Study, Training
+from bivrec.studies.systems import SYSTEMS, System
 
 MODELS = (*FLOORS, *SYSTEMS)
 VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
