@@ -83,7 +83,6 @@ def recommender(
     *,
     view: str,
     zero_shot: bool,
-    warn: Callable[[str], None] = lambda line: None,
 ) -> NamedScorer:
     """What recommends items of `domain`: a Run, or else a published model, as of `named_scorers`.
 
@@ -93,13 +92,13 @@ def recommender(
         model = load(published)
         if isinstance(model, BiVRec) and not zero_shot:
             return _on_any_catalogue(domain, model, view, published.rstrip("/"), "model")
-        return next(_published(domain, published, model, view, zero_shot, warn))
+        return next(_published(domain, published, model, view, zero_shot, warn=lambda line: None))
     assert run is not None
     opened = Run.open(run)
     changed = opened.info.domain["catalogue"] != domain_record(domain)["catalogue"]
     if changed and "id" in opened.config.training.views and not zero_shot:
         return _on_any_catalogue(domain, model_of_run(opened), view, run.name, "run")
-    return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot, warn=warn))
+    return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot))
 
 
 def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:
