@@ -22,7 +22,9 @@ import pyarrow as pa
 
 from benchmarks.report import json_option, report, small_option
 from bivrec.data.batches import BatchSampler
-from bivrec.data.domain import SPLITS, USER_SPLIT, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS, USER_SPLIT, DomainInfo
+from bivrec.data.sequences import Sequences
 from bivrec.evaluation.protocol import EvaluationUsers
 
 NUM_ITEMS, LENGTH, STEPS = 50_000, 20, 100

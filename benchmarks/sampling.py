@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.report import alternate, json_option, report, small_option
 from bivrec.data.batches import BatchSampler
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 
 
 class Samples(Dataset[tuple[int, Tensor, Tensor]]):

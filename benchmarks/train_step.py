@@ -37,7 +37,7 @@ from benchmarks.report import json_option, report, small_option
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.candidates import CandidateSampler

@@ -34,8 +34,9 @@ from bivrec.artefact_config import (
 from bivrec.baselines.towers import attach_features, fresh_towers, tower_views
 from bivrec.cards import model_card
 from bivrec.config import ModelConfig
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
 from bivrec.data.feature_rows import FeatureRows
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features

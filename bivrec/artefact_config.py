@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.config import MODALITIES, VIEWS, ModelConfig, model_config_from_dict
-from bivrec.data.domain import FeatureSpec
+from bivrec.data.info import FeatureSpec
 from bivrec.data.sketch import SKETCH_SIZE
 from bivrec.errors import BivrecError
 from bivrec.files import read_json

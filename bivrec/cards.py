@@ -13,7 +13,8 @@ import jinja2
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from bivrec.config import ModelConfig
-from bivrec.data.domain import ARROW_FILE, LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo, FeatureSpec
+from bivrec.data.domain import ARROW_FILE
+from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo, FeatureSpec
 from bivrec.terms import terms_of
 
 TEMPLATES = "bivrec_model_cards"

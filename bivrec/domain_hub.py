@@ -17,7 +17,8 @@ from typing import Any, Unpack
 from bivrec import publishing, repository
 from bivrec.card_facts import public_source
 from bivrec.cards import domain_card
-from bivrec.data.domain import INFO_FILE, PUBLISHED_FILES, Domain, DomainInfo
+from bivrec.data.domain import PUBLISHED_FILES, Domain
+from bivrec.data.info import INFO_FILE, DomainInfo
 from bivrec.files import write_json
 from bivrec.repository import CARD_FILE, PushOptions, is_repository
 

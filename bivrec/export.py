@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from bivrec.data.domain import Domain, Sequences
+from bivrec.data.domain import Domain
+from bivrec.data.sequences import Sequences
 from bivrec.data.stretches import Integers, places_of
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import new_folder

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from bivrec.data.domain import ITEM_COLUMNS, LEAVE_ONE_OUT, MARKS, SPLITS, Domain, FeatureSpec
+from bivrec.data.domain import ITEM_COLUMNS, MARKS, Domain
 from bivrec.data.histories import users_of_split
+from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, FeatureSpec
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData
 from bivrec.errors import BivrecError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bivrec.baselines.towers import transferred_views
 from bivrec.config import MODALITIES, Config
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bivrec.data.domain import Domain, Sequences
+from bivrec.data.domain import Domain
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import Scorer, top_k

@@ -10,7 +10,9 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from bivrec.data.domain import SPLITS, USER_SPLIT, Domain, DomainInfo, Sequences, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS, USER_SPLIT, DomainInfo
+from bivrec.data.sequences import Sequences
 
 WORDS = (
     "red",

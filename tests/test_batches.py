@@ -7,7 +7,7 @@ import torch
 
 from bivrec.data import batches
 from bivrec.data.batches import Batch, BatchSampler
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 
 LENGTHS = [2, 9, 3, 30, 1, 5, 12, 2, 7, 4, 6]

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from benchmarks import encode, prepare, ranking, sampling
 from benchmarks.__main__ import NAMES
 from benchmarks.report import report
-from bivrec.data.domain import SPLITS, Domain
+from bivrec.data.domain import Domain
+from bivrec.data.info import SPLITS
 
 ROOT = Path(__file__).parent.parent
 

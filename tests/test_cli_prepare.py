@@ -3,7 +3,8 @@ import torch
 from click.testing import CliRunner
 
 from bivrec.cli import main
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
+from bivrec.data.info import FeatureSpec
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from bivrec.data.domain import FEATURES_FILE, SPLITS, Domain, FeatureSpec
+from bivrec.data.domain import FEATURES_FILE, Domain
+from bivrec.data.info import SPLITS, FeatureSpec
 from bivrec.data.prepare import prepare
 from bivrec.data.synthetic import DomainSize, World
 from bivrec.errors import BivrecError
@@ -154,14 +155,14 @@ def test_features_of_items_that_are_no_more_are_refused(domain):
 def test_killed_while_features_are_stored_it_opens_without_features(domain, monkeypatch):
     features, has = {"text": torch.rand(domain.num_items + 1, 4)}, {"text": present(domain)}
     domain = domain.with_features(features, has, {"text": TEXT})
-    monkeypatch.setattr("bivrec.data.domain._write_info", _fail_at_second_call(monkeypatch))
+    monkeypatch.setattr("bivrec.data.domain.write_info", _fail_at_second_call(monkeypatch))
     with pytest.raises(KeyboardInterrupt):
         domain.with_features(features, has, {"text": TEXT})
     assert Domain.open(domain.path).info.features == {}
 
 
 def _fail_at_second_call(monkeypatch):
-    from bivrec.data.domain import _write_info
+    from bivrec.data.info import write_info
 
     calls = []
 
@@ -169,7 +170,7 @@ def _fail_at_second_call(monkeypatch):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        _write_info(*arguments)
+        write_info(*arguments)
 
     return write
 

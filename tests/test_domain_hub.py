@@ -14,7 +14,9 @@ from hub_server import HubServer
 from huggingface_hub import DatasetCard
 from stages import bivrec, in_subprocess, settings
 
-from bivrec.data.domain import SPLITS, Domain, Sequences, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS
+from bivrec.data.sequences import Sequences
 from bivrec.domain_hub import publish_domain
 from bivrec.errors import BivrecError
 from bivrec.features.encode import encode_texts

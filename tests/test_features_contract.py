@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from bivrec.data.domain import FeatureSpec
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import check_contract
 from bivrec.features.whitening import SHRINKAGE

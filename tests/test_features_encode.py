@@ -6,7 +6,8 @@ import torch
 from features_domain import make_domain, save_bert, save_pictures, texts
 from safetensors.torch import load_file
 
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.encode import check_absent, encode_images, encode_texts, features_of_file, store
 from bivrec.features.image import DescriptorImageEncoder

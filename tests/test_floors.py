@@ -13,7 +13,7 @@ from bivrec.baselines.content_knn import ContentKNN
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
 from bivrec.baselines.spectral import spectral_vectors
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, top_k
 

@@ -11,7 +11,9 @@ import torch
 from stages import bivrec, config, succeed
 
 from bivrec.artefact import BiVRec
-from bivrec.data.domain import SPLITS, Domain, Sequences, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.files import new_folder

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from stages import bivrec, config, new_run, settings, succeed
 
-from bivrec.data.domain import SPLITS, Domain, write_domain
+from bivrec.data.domain import Domain, write_domain
 from bivrec.data.histories import users_of_domain, users_of_split
+from bivrec.data.info import SPLITS
 from bivrec.data.noise import noisy_copy
 from bivrec.errors import BivrecError
 from bivrec.merge import merge

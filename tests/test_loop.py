@@ -14,7 +14,8 @@ from stages import NOISELESS, config, interrupt_at, same, settings, train_losses
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
-from bivrec.data.domain import SPLITS, Domain, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import EvaluationResult
 from bivrec.locks import locked

@@ -9,7 +9,8 @@ import torch
 from stages import bivrec, settings, succeed
 
 from bivrec.card_facts import public_source
-from bivrec.data.domain import SPLITS, Domain, FeatureSpec, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS, FeatureSpec
 from bivrec.domain_hub import preview
 from bivrec.errors import BivrecError
 from bivrec.features.encode import encode_texts, store

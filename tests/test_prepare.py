@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bivrec.data.domain import SPLITS
+from bivrec.data.info import SPLITS
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table, encode_ids
 from bivrec.errors import BivrecError

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 

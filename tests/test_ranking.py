@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, evaluate_each, recommend_users, top_k, top_k_of_each, write_per_user

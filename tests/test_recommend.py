@@ -14,8 +14,10 @@ import pytest
 import torch
 from stages import bivrec, succeed
 
-from bivrec.data.domain import SPLITS, Domain, Sequences
+from bivrec.data.domain import Domain
 from bivrec.data.histories import read_histories
+from bivrec.data.info import SPLITS
+from bivrec.data.sequences import Sequences
 from bivrec.data.tables import Columns
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer

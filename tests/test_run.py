@@ -8,7 +8,8 @@ import pytest
 import torch
 from stages import config, encode, new_run, same, untrained, weights
 
-from bivrec.data.domain import SPLITS, Domain, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 from bivrec.pretrain import pretrain
 from bivrec.training.run import Run

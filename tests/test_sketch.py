@@ -14,7 +14,8 @@ from stages import bivrec, config
 
 from bivrec.artefact import Tower, load
 from bivrec.data import domain as domains
-from bivrec.data.domain import SPLITS, Domain, write_domain
+from bivrec.data.domain import Domain, write_domain
+from bivrec.data.info import SPLITS
 from bivrec.data.prepare import prepare
 from bivrec.data.sketch import SKETCH_SIZE, item_sketch, join_sketches, share_known
 from bivrec.data.synthetic import DomainSize, World

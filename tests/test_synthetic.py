@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bivrec.data.domain import SPLITS
+from bivrec.data.info import SPLITS
 from bivrec.data.prepare import prepare
 from bivrec.data.synthetic import DomainSize, World, write_world
 from bivrec.errors import BivrecError

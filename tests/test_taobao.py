@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from bivrec.cli import main
-from bivrec.data.domain import SPLITS, Domain
+from bivrec.data.domain import Domain
+from bivrec.data.info import SPLITS
 from bivrec.data.taobao import FILE, PERIOD_END, PERIOD_START, read_taobao
 from bivrec.errors import BivrecError
 

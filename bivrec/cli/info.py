@@ -25,7 +25,8 @@ def info(what: str) -> None:
     """
     from bivrec.artefact import MARKS as MODEL_MARKS
     from bivrec.artefact import load
-    from bivrec.data.domain import HUB_PREFIX, INFO_FILE, Domain
+    from bivrec.data.domain import HUB_PREFIX, Domain
+    from bivrec.data.info import INFO_FILE
     from bivrec.training.run import MARKS as RUN_MARKS
     from bivrec.training.run import Run
 

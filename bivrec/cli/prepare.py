@@ -11,6 +11,7 @@ import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused
 from bivrec.cli.reports import echo_domain
+from bivrec.data.info import LEAVE_ONE_OUT
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from bivrec.data.raw import RawData
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-LEAVE_ONE_OUT = "leave-one-out"
 images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
 
 

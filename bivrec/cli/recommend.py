@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from bivrec.data.domain import Domain, Sequences
+    from bivrec.data.domain import Domain
+    from bivrec.data.sequences import Sequences
 
 SPLIT_CHOICES = ("train", "validation", "test")
 RECENT = 10

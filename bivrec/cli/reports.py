@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bivrec.data.info import LEAVE_ONE_OUT
+
 if TYPE_CHECKING:
-    from bivrec.data.domain import Domain, FeatureSpec
+    from bivrec.data.domain import Domain
+    from bivrec.data.info import FeatureSpec
     from bivrec.training.run import Run
 
 UNITS = (1, 10**3, 10**6)
@@ -25,8 +28,6 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
     not_listed: id of an item that the table of items lacks, if it is known.
     """
     import numpy as np
-
-    from bivrec.data.domain import LEAVE_ONE_OUT
 
     info = domain.info
     click.echo(f"{domain.path}: {info.name} ({info.source['reader']}), {info.protocol}")
@@ -69,7 +70,7 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
 
 def _echo_timestamps(domain: Domain) -> None:
     """Print their range, and the dates that both ends are in one unit; two units in one set show as there is none."""
-    from bivrec.data.domain import SPLITS
+    from bivrec.data.info import SPLITS
 
     times = [part for split in SPLITS if len(part := domain.sequences(split).timestamps)]
     first, last = min(int(part.min()) for part in times), max(int(part.max()) for part in times)

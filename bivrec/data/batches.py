@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bivrec.data.domain import Sequences
+from bivrec.data.sequences import Sequences
 from bivrec.data.stretches import places_of
 from bivrec.errors import BivrecError
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,16 +26,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bivrec.data.feature_rows import FeatureRows
+from bivrec.data.info import (
+    INFO_FILE,
+    LEAVE_ONE_OUT,
+    SPLITS,
+    DomainInfo,
+    FeatureSpec,
+    FileRecord,
+    read_info,
+    write_info,
+)
+from bivrec.data.sequences import Sequences, UserIds
 from bivrec.errors import BivrecError
-from bivrec.files import new_file, read_json, sha256, write_json
+from bivrec.files import new_file, sha256, write_json
 from bivrec.locks import locked
 from bivrec.repository import fetch
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation", "test")
-USER_SPLIT, LEAVE_ONE_OUT = "user-split", "leave-one-out"
-PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT)
-INFO_FILE = "domain.json"
 MARKS = (INFO_FILE,)
 """Files that every folder of a Domain holds."""
 FEATURES_FILE = "features.safetensors"
@@ -55,127 +60,6 @@ SEQUENCE_COLUMNS = pa.schema(
     {"user_id": pa.string(), "items": pa.list_(pa.int32()), "timestamps": pa.list_(pa.int64())}
 )
 ITEM_COLUMNS = pa.schema({name: pa.string() for name in ("item_id", "title", "text", "image")})
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """How the features of one modality were made; towers only accept features with an equal specification."""
-
-    encoder: str
-    """Model id, or `hashing`, `descriptor`, `file`."""
-    revision: str | None
-    dimension: int
-    pooling: str
-    whitening: float | None
-    """Shrinkage of the whitening; None of features as the encoder gives them."""
-    max_tokens: int | None = None
-    """Where texts were cut; None of what has no tokens."""
-    weights: str | None = None
-    """`sha256:...` of the weights of an encoder of the Hub, which a local copy of it has too."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file of the Domain must look like."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class DomainInfo:
-    """The content of domain.json."""
-
-    format_version: int
-    name: str
-    source: dict[str, Any]
-    """Reader, names of the raw files, and the reader's options."""
-    images: str | None
-    """Folder or tar of the images: absolute, or relative to the Domain."""
-    seed: int
-    k_core: int
-    num_items: int
-    users: dict[str, int]
-    """Split -> number of users."""
-    interactions: dict[str, int]
-    """Split -> number of interactions."""
-    dropped: dict[str, int]
-    """Reason -> number of users, items, interactions or images of the source that it removed."""
-    items_not_listed: int
-    """Items with interactions of which the source has no description; they are kept, without text and image."""
-    missing: dict[str, int]
-    """Modality -> number of items without it."""
-    features: dict[str, FeatureSpec]
-    files: dict[str, FileRecord]
-    """Path in the Domain -> size and checksum."""
-    protocol: str
-    """What an evaluation holds out, one of PROTOCOLS.
-
-    user-split: every user is in one split, with the whole sequence; of those in validation and test the last 20 %.
-    leave-one-out: every user with 3 interactions or more is in all splits, in test with the whole sequence, in
-    validation without the last interaction, in train without the last two; the others are in train alone, with all.
-    """
-
-    @property
-    def num_users(self) -> int:
-        """Users of all splits, each counted once."""
-        return self.users["train"] if self.protocol == LEAVE_ONE_OUT else sum(self.users.values())
-
-    @property
-    def num_interactions(self) -> int:
-        """Interactions of all splits, each counted once."""
-        if self.protocol == LEAVE_ONE_OUT:
-            return self.interactions["train"] + 2 * self.users["test"]
-        return sum(self.interactions.values())
-
-
-class UserIds(Sequence[str]):
-    """Ids that stay in a memory-mapped column, or in another sequence, until one is asked for."""
-
-    def __init__(self, source: pa.ChunkedArray | Sequence[str], rows: np.ndarray | None = None) -> None:
-        """rows: which entries of the source, in this order (default: all)."""
-        self._source = source
-        self._rows = range(len(source)) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        found = self._source[int(self._rows[place])]
-        return found if isinstance(found, str) else found.as_py()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """The users of a split in CSR layout: user `u` has the items `items[offsets[u]:offsets[u + 1]]`, oldest first."""
-
-    offsets: np.ndarray
-    """int64 [U + 1]."""
-    items: np.ndarray
-    """int32 [interactions]: item indices, 1..V; a view of the memory-mapped file."""
-    timestamps: np.ndarray
-    """int64 [interactions], in the unit of the source: seconds, microseconds where any has a fraction, or a rank."""
-    user_ids: Sequence[str]
-    leave_one_out: bool = False
-    """Whether an evaluation asks for the last item alone, instead of for the last 20 %."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, user: int) -> np.ndarray:
-        return self.items[self.offsets[user] : self.offsets[user + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 [U]: interactions of each user."""
-        return np.diff(self.offsets)
 
 
 class Domain:
@@ -201,7 +85,7 @@ class Domain:
         path = Path(path)
         if not (path / INFO_FILE).is_file():
             raise BivrecError(f"{path}: not a Domain (no {INFO_FILE}); make one with `bivrec prepare`")
-        domain = cls(path, _read_info(path / INFO_FILE))
+        domain = cls(path, read_info(path / INFO_FILE))
         domain._check_files()
         return domain
 
@@ -336,14 +220,14 @@ class Domain:
             save_file(tensors, staging)
             record = _record(staging)
             # Killed between the two renames, the Domain must open: as one without features.
-            _write_info(self.path, bare)
+            write_info(self.path, bare)
         info = dataclasses.replace(
             bare,
             features={**self.info.features, **specs},
             missing={**self.info.missing, **missing},
             files={**files, FEATURES_FILE: record},
         )
-        _write_info(self.path, info)
+        write_info(self.path, info)
 
     def _read_feature(self, modality: str, key: str) -> Tensor:
         if modality not in self.info.features:
@@ -370,7 +254,7 @@ def write_domain(folder: Path, info: DomainInfo, sequences: Mapping[str, Sequenc
     _save_table(items.select(ITEM_COLUMNS.names).cast(ITEM_COLUMNS), folder / "items")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     records = {path.relative_to(folder).as_posix(): _record(path) for path in files}
-    _write_info(folder, dataclasses.replace(info, files=records))
+    write_info(folder, dataclasses.replace(info, files=records))
 
 
 def _fetch(domain_class: type[Domain], location: str) -> Domain:
@@ -380,7 +264,7 @@ def _fetch(domain_class: type[Domain], location: str) -> Domain:
     if not (fetched.folder / INFO_FILE).is_file():
         raise BivrecError(f"{location}: not a Domain (no {INFO_FILE}); publish one with `bivrec publish-domain`")
     name = location.removeprefix(HUB_PREFIX).partition("@")[0]
-    domain = domain_class(fetched.folder, _read_info(fetched.folder / INFO_FILE), f"{name}@{fetched.commit}")
+    domain = domain_class(fetched.folder, read_info(fetched.folder / INFO_FILE), f"{name}@{fetched.commit}")
     domain._check_files()
     return domain
 
@@ -424,33 +308,6 @@ def _save_table(table: pa.Table, folder: Path) -> None:
     }
     write_json(folder / "state.json", state)
     write_json(folder / "dataset_info.json", {"features": datasets.Features.from_arrow_schema(table.schema).to_dict()})
-
-
-def _read_info(path: Path) -> DomainInfo:
-    values = read_json(path)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if not isinstance(version, int):
-        raise BivrecError(f"{path}: no format_version; the file does not describe a Domain, prepare it again")
-    if version > FORMAT_VERSION:
-        raise BivrecError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that this bivrec reads; "
-            "upgrade bivrec or prepare the Domain again"
-        )
-    try:
-        values["features"] = {name: FeatureSpec(**spec) for name, spec in values["features"].items()}
-        values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
-        info = DomainInfo(**values)
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise BivrecError(f"{path}: fields missing or unknown ({fault}); the file is damaged, prepare again") from None
-    if info.protocol not in PROTOCOLS:
-        raise BivrecError(
-            f"{path}: protocol '{info.protocol}': expected {' or '.join(PROTOCOLS)}; upgrade bivrec or prepare again"
-        )
-    return info
-
-
-def _write_info(folder: Path, info: DomainInfo) -> None:
-    write_json(folder / INFO_FILE, dataclasses.asdict(info))
 
 
 def _record(path: Path) -> FileRecord:

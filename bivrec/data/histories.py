@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, TIME, read_columns
-from bivrec.data.domain import LEAVE_ONE_OUT, SPLITS, Domain, Sequences
+from bivrec.data.domain import Domain
+from bivrec.data.info import LEAVE_ONE_OUT, SPLITS
 from bivrec.data.raw import encode_ids
+from bivrec.data.sequences import Sequences
 from bivrec.data.stretches import places_of
 from bivrec.data.tables import Columns
 from bivrec.errors import BivrecError

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bivrec.data.domain import FEATURES_FILE, SPLITS, Domain, write_domain
+from bivrec.data.domain import FEATURES_FILE, Domain, write_domain
+from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 from bivrec.files import new_folder
 

@@ -21,19 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.config import MODALITIES
-from bivrec.data.domain import (
-    FORMAT_VERSION,
-    LEAVE_ONE_OUT,
-    MARKS,
-    SPLITS,
-    USER_SPLIT,
-    Domain,
-    DomainInfo,
-    Sequences,
-    write_domain,
-)
+from bivrec.data.domain import MARKS, Domain, write_domain
 from bivrec.data.images import find_images
+from bivrec.data.info import FORMAT_VERSION, LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo
 from bivrec.data.raw import RawData, catalogue_table
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.files import check_new_folder, new_folder
 

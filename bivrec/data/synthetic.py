@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bivrec.data.domain import INFO_FILE, Domain
+from bivrec.data.domain import Domain
+from bivrec.data.info import INFO_FILE
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.data.stretches import places_of

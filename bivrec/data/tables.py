@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, TEXT, TIME, column_names, read_columns
-from bivrec.data.domain import SPLITS
+from bivrec.data.info import SPLITS
 from bivrec.data.raw import RawData, catalogue_table, encode_ids
 from bivrec.errors import BivrecError
 

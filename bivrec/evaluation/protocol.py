@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bivrec.data.domain import Sequences, UserIds
+from bivrec.data.sequences import Sequences, UserIds
 from bivrec.data.stretches import Integers, places_of
 from bivrec.errors import BivrecError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
 from bivrec.data.feature_rows import FeatureRows
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.image import DescriptorImageEncoder
 from bivrec.features.precomputed import POOLING as FILE_POOLING

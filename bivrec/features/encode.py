@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features import precomputed
 from bivrec.features.contract import describe

@@ -6,7 +6,7 @@ import csv
 from functools import cache
 from importlib import resources
 
-from bivrec.data.domain import USER_SPLIT, DomainInfo
+from bivrec.data.info import USER_SPLIT, DomainInfo
 
 TABLES = "paper_tables"
 

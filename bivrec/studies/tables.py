@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bivrec.data.domain import LEAVE_ONE_OUT, Domain
+from bivrec.data.domain import Domain
+from bivrec.data.info import LEAVE_ONE_OUT
 from bivrec.files import new_file
 from bivrec.studies.significance import PValues, against_best
 from bivrec.studies.study import K, Measured, Study

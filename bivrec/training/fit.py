@@ -19,7 +19,8 @@ from accelerate.utils import broadcast, set_seed
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
-from bivrec.data.domain import Domain, FeatureSpec
+from bivrec.data.domain import Domain
+from bivrec.data.info import FeatureSpec
 from bivrec.data.sketch import item_sketch, join_sketches
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views, fit_id_weight

@@ -19,7 +19,8 @@ from typing import Any
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
-from bivrec.data.domain import CATALOGUE_FILE, Domain, FeatureSpec
+from bivrec.data.domain import CATALOGUE_FILE, Domain
+from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json

@@ -1,0 +1,118 @@
+"""What domain.json says of a Domain."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bivrec.errors import BivrecError
+from bivrec.files import read_json, write_json
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+USER_SPLIT, LEAVE_ONE_OUT = "user-split", "leave-one-out"
+PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT)
+INFO_FILE = "domain.json"
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """How the features of one modality were made; towers only accept features with an equal specification."""
+
+    encoder: str
+    """Model id, or `hashing`, `descriptor`, `file`."""
+    revision: str | None
+    dimension: int
+    pooling: str
+    whitening: float | None
+    """Shrinkage of the whitening; None of features as the encoder gives them."""
+    max_tokens: int | None = None
+    """Where texts were cut; None of what has no tokens."""
+    weights: str | None = None
+    """`sha256:...` of the weights of an encoder of the Hub, which a local copy of it has too."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the Domain must look like."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """The content of domain.json."""
+
+    format_version: int
+    name: str
+    source: dict[str, Any]
+    """Reader, names of the raw files, and the reader's options."""
+    images: str | None
+    """Folder or tar of the images: absolute, or relative to the Domain."""
+    seed: int
+    k_core: int
+    num_items: int
+    users: dict[str, int]
+    """Split -> number of users."""
+    interactions: dict[str, int]
+    """Split -> number of interactions."""
+    dropped: dict[str, int]
+    """Reason -> number of users, items, interactions or images of the source that it removed."""
+    items_not_listed: int
+    """Items with interactions of which the source has no description; they are kept, without text and image."""
+    missing: dict[str, int]
+    """Modality -> number of items without it."""
+    features: dict[str, FeatureSpec]
+    files: dict[str, FileRecord]
+    """Path in the Domain -> size and checksum."""
+    protocol: str
+    """What an evaluation holds out, one of PROTOCOLS.
+
+    user-split: every user is in one split, with the whole sequence; of those in validation and test the last 20 %.
+    leave-one-out: every user with 3 interactions or more is in all splits, in test with the whole sequence, in
+    validation without the last interaction, in train without the last two; the others are in train alone, with all.
+    """
+
+    @property
+    def num_users(self) -> int:
+        """Users of all splits, each counted once."""
+        return self.users["train"] if self.protocol == LEAVE_ONE_OUT else sum(self.users.values())
+
+    @property
+    def num_interactions(self) -> int:
+        """Interactions of all splits, each counted once."""
+        if self.protocol == LEAVE_ONE_OUT:
+            return self.interactions["train"] + 2 * self.users["test"]
+        return sum(self.interactions.values())
+
+
+def read_info(path: Path) -> DomainInfo:
+    """Read domain.json. Raises BivrecError if it is of a newer format or damaged."""
+    values = read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise BivrecError(f"{path}: no format_version; the file does not describe a Domain, prepare it again")
+    if version > FORMAT_VERSION:
+        raise BivrecError(
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that this bivrec reads; "
+            "upgrade bivrec or prepare the Domain again"
+        )
+    try:
+        values["features"] = {name: FeatureSpec(**spec) for name, spec in values["features"].items()}
+        values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+        info = DomainInfo(**values)
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise BivrecError(f"{path}: fields missing or unknown ({fault}); the file is damaged, prepare again") from None
+    if info.protocol not in PROTOCOLS:
+        raise BivrecError(
+            f"{path}: protocol '{info.protocol}': expected {' or '.join(PROTOCOLS)}; upgrade bivrec or prepare again"
+        )
+    return info
+
+
+def write_info(folder: Path, info: DomainInfo) -> None:
+    """Write domain.json into the folder of a Domain."""
+    write_json(folder / INFO_FILE, dataclasses.asdict(info))
