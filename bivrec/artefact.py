@@ -23,15 +23,19 @@ from torch.nn import functional
 from bivrec import repository
 from bivrec.artefact_config import (
     JOINT_TYPE,
-    MAX_ITEM_BYTES,
-    MAX_JSON_BYTES,
     TOWER_TYPE,
     ArtefactConfig,
-    read_config,
-    read_item_ids,
-    read_results,
 )
-from bivrec.baselines.towers import attach_features, fresh_towers, tower_views
+from bivrec.artefact_files import (
+    CONFIG_FILE,
+    ITEMS_FILE,
+    MARKS,
+    RESULTS_FILE,
+    WEIGHTS_FILE,
+    ArtefactFiles,
+    empty_network,
+)
+from bivrec.baselines.towers import attach_features, tower_views
 from bivrec.cards import model_card
 from bivrec.config import ModelConfig
 from bivrec.data.domain import Domain
@@ -40,22 +44,16 @@ from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.features.contract import contract_features
-from bivrec.files import new_folder, sha256, write_json
+from bivrec.files import new_folder, write_json
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
 from bivrec.model.tower import TowerNetwork
 from bivrec.repository import PushOptions
-from bivrec.weights import read_weights, size_of, write_weights
+from bivrec.weights import write_weights
 
-CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
-ITEMS_FILE = "items.json"
-MARKS = (CONFIG_FILE, RESULTS_FILE)
-"""Files that every folder of a published model holds, and folders of other libraries' models do not."""
 OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE, ITEMS_FILE, "training_curve.png")
 TOWER_PREFIX = "towers.mm."
 """Names of the weights of a joint model's multimodal tower begin so."""
-HEADER_ALLOWANCE = 1 << 20
-"""Bytes that the file of the weights may have beside them."""
 
 
 class _Published:
@@ -154,7 +152,7 @@ class Tower(_Published):
         revision: branch, tag or commit. Only JSON and safetensors are read. Raises BivrecError if it cannot be had, is
         of another kind or a newer format, or is damaged.
         """
-        return _Opened(str(source), revision).tower()
+        return _tower(ArtefactFiles(str(source), revision))
 
     def clone(self, config: ModelConfig | None = None) -> Tower:
         """A copy with weights of its own, optionally with another choice of what the weights do not depend on."""
@@ -270,7 +268,7 @@ class BiVRec(_Published):
         revision: branch, tag or commit. Only JSON and safetensors are read. Raises BivrecError if it cannot be had, is
         of another kind or a newer format, is damaged, or was trained on other items or features.
         """
-        model = _Opened(str(source), revision).joint_model()
+        model = _joint_model(ArtefactFiles(str(source), revision))
         model.attach(domain)
         return model
 
@@ -357,60 +355,23 @@ class BiVRec(_Published):
 
 def load(source: str) -> Tower | BiVRec:
     """The model of a folder, or of `ORG/NAME[@revision]` on the Hub, whatever its kind; see `from_pretrained`."""
-    opened = _Opened(source)
-    return opened.tower() if opened.config.model_type == TOWER_TYPE else opened.joint_model()
+    files = ArtefactFiles(source)
+    return _tower(files) if files.config.model_type == TOWER_TYPE else _joint_model(files)
 
 
-class _Opened:
-    """A published model of which only the configuration was read: nothing large is fetched before it was checked."""
+def _tower(files: ArtefactFiles) -> Tower:
+    """The multimodal tower. Raises BivrecError if the model has none."""
+    check_transferable(files.name, files.config.model, files.config.views)
+    prefix = "" if files.config.model_type == TOWER_TYPE else TOWER_PREFIX
+    return Tower(tower_config(files.config), *files.weights(prefix))
 
-    def __init__(self, source: str, revision: str | None = None) -> None:
-        self.name = source if revision is None else f"{source}@{revision}"
-        self._commit = repository.resolve(self.name)
-        self._sizes = repository.file_sizes(self.name, commit=self._commit) if self._commit else None
-        if self._size(CONFIG_FILE) is None:
-            raise BivrecError(f"{self.name}: not a model (no {CONFIG_FILE}); make one of a Run with `bivrec publish`")
-        self.config = read_config(self._fetch(CONFIG_FILE, MAX_JSON_BYTES), f"{self.name}/{CONFIG_FILE}")
-        results = read_results(self._fetch(RESULTS_FILE, MAX_JSON_BYTES), f"{self.name}/{RESULTS_FILE}")
-        self.config.training["results"] = results
 
-    def tower(self) -> Tower:
-        """The multimodal tower. Raises BivrecError if the model has none."""
-        check_transferable(self.name, self.config.model, self.config.views)
-        prefix = "" if self.config.model_type == TOWER_TYPE else TOWER_PREFIX
-        return Tower(tower_config(self.config), *self._weights(prefix))
-
-    def joint_model(self) -> BiVRec:
-        """The joint model. Raises BivrecError if it is a tower alone."""
-        if self.config.model_type != JOINT_TYPE:
-            raise BivrecError(f"{self.name}: a tower alone, not a joint model; use Tower.from_pretrained")
-        items = self._fetch(ITEMS_FILE, MAX_ITEM_BYTES * (self.config.num_items + 1))
-        item_ids = read_item_ids(items, self.config.num_items, f"{self.name}/{ITEMS_FILE}")
-        return BiVRec(self.config, *self._weights(), item_ids)
-
-    def _weights(self, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights whose names begin with `prefix`, and where they came from."""
-        network = empty_network(self.config)
-        expected = (network.tower("mm") if self.config.model_type == TOWER_TYPE else network).state_dict()
-        path = self._fetch(WEIGHTS_FILE, size_of(expected) + HEADER_ALLOWANCE)
-        weights = read_weights(path, expected, f"{self.name}/{WEIGHTS_FILE}", prefix)
-        return weights, {"name": self.name, "revision": self._commit, "sha256": sha256(path)}
-
-    def _size(self, name: str) -> int | None:
-        if self._sizes is not None:
-            return self._sizes.get(name)
-        path = Path(self.name) / name
-        return path.stat().st_size if path.is_file() else None
-
-    def _fetch(self, name: str, limit: int) -> Path:
-        """Path of a file that is there and has at most `limit` bytes."""
-        if (size := self._size(name)) is None:
-            raise BivrecError(f"{self.name}/{name}: missing; publish the model again")
-        if size > limit:
-            raise BivrecError(
-                f"{self.name}/{name}: {size:,} bytes, expected at most {limit:,}; not a file of the model"
-            )
-        return repository.fetch(self.name, [name], commit=self._commit).folder / name
+def _joint_model(files: ArtefactFiles) -> BiVRec:
+    """The joint model. Raises BivrecError if it is a tower alone."""
+    if files.config.model_type != JOINT_TYPE:
+        raise BivrecError(f"{files.name}: a tower alone, not a joint model; use Tower.from_pretrained")
+    item_ids = files.item_ids()
+    return BiVRec(files.config, *files.weights(), item_ids)
 
 
 def push_files(folder: Path, name: str, message: str | None, **options: Unpack[PushOptions]) -> repository.Pushed:
@@ -439,13 +400,6 @@ def tower_config(config: ArtefactConfig) -> ArtefactConfig:
     if config.model_type == JOINT_TYPE and config.model.repeat_bias:
         training["results"] = {}
     return dataclasses.replace(config, model_type=TOWER_TYPE, views=("mm",), num_items=0, training=training)
-
-
-def empty_network(config: ArtefactConfig) -> BiVRecNetwork:
-    """The network of a configuration without memory for its weights."""
-    with torch.device("meta"):
-        sizes = [spec.dimension for spec in config.features.values()]
-        return BiVRecNetwork(fresh_towers(config.model, config.views, config.num_items, sizes))
 
 
 def _identical(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, Unpack
 
 from bivrec import publishing
 from bivrec.artefact import (
-    MARKS,
     TOWER_PREFIX,
     BiVRec,
     Tower,
@@ -17,6 +16,7 @@ from bivrec.artefact import (
     tower_config,
 )
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
+from bivrec.artefact_files import MARKS
 from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import neutral_command
 from bivrec.errors import BivrecError

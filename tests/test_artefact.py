@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save, save_file
 from stages import encode, in_subprocess, same, weights
 
 import bivrec
-from bivrec.artefact import BiVRec, Tower, empty_network, load
+from bivrec.artefact import BiVRec, Tower, load
 from bivrec.artefact_config import read_config
+from bivrec.artefact_files import empty_network
 from bivrec.card_facts import card_facts
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError

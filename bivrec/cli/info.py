@@ -23,8 +23,8 @@ def info(what: str) -> None:
 
     ORG/NAME[@REVISION] is a model on the Hugging Face Hub, hub:ORG/NAME[@REVISION] a Domain.
     """
-    from bivrec.artefact import MARKS as MODEL_MARKS
     from bivrec.artefact import load
+    from bivrec.artefact_files import MARKS as MODEL_MARKS
     from bivrec.data.domain import HUB_PREFIX, Domain
     from bivrec.data.info import INFO_FILE
     from bivrec.training.run import MARKS as RUN_MARKS
