@@ -201,8 +201,29 @@ def test_columns_of_the_items_that_are_named_must_exist(interactions_csv, tmp_pa
         with pytest.raises(
             BivrecError, match=rf"items\.{suffix}: no column '{name}', or nothing in it; found item_id, n"
         ):
-            read_tables(interactions_csv, items, columns=Columns(**{role: name}))
-    assert read_tables(interactions_csv, items, columns=Columns(**{role: "name"})).catalogue[role][1].as_py() == "One"
+            read_tables(interactions_csv, items, columns=Columns(**{role: (name,) if role == "text" else name}))
+    named = Columns(**{role: ("name",) if role == "text" else "name"})
+    assert read_tables(interactions_csv, items, columns=named).catalogue[role][1].as_py() == "One"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_several_texts_are_put_together(interactions_csv, tmp_path, suffix):
+    table = pa.table(
+        {
+            "item_id": ["i0", "i1", "i2", "i3"],
+            "title": ["One", "Two", "Three", "Four"],
+            "brand": ["Acme", " ", None, None],
+            "about": ["Round", "Flat", "Square", None],
+        }
+    )
+    items = write(table, tmp_path / f"items.{suffix}")
+    raw = read_tables(interactions_csv, items, columns=Columns(text=("title", "brand", "about")))
+    assert raw.catalogue["title"].to_pylist() == ["One", "Two", "Three", "Four"]
+    assert raw.catalogue["text"].to_pylist() == ["One. Acme. Round", "Two. Flat", "Three. Square", "Four"]
+    raw = read_tables(interactions_csv, items, columns=Columns(text=("brand", "about")))
+    assert raw.catalogue["text"].to_pylist() == ["Acme. Round", "Flat", "Square", "Four"]
+    with pytest.raises(BivrecError, match="no column 'colour'"):
+        read_tables(interactions_csv, items, columns=Columns(text=("brand", "colour")))
 
 
 @pytest.mark.parametrize(

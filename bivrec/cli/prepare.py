@@ -115,7 +115,8 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
               "fraction of a second, all become microseconds.")  # fmt: skip
 @click.option("--split-column", help="train, validation or test, in the interactions (default: see --split).")
 @click.option("--title-column", help="Titles, in the items.  [default: title, if there is one]")
-@click.option("--text-column", help="Texts, in the items.  [default: text, if there is one, else the title]")
+@click.option("--text-column", multiple=True,
+              help="Texts, in the items; repeatable.  [default: text, if there is one, else the title]")  # fmt: skip
 @click.option("--image-column",
               help="Files of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
 @_domain_options

@@ -27,8 +27,9 @@ class Columns:
     split: str | None = None
     """Column that assigns every user to train, validation or test; None: `prepare` splits."""
     title: str | None = None
-    """None: `title`, if there is one; likewise `text` and `image`."""
-    text: str | None = None
+    """None: `title`, if there is one; likewise `image`."""
+    text: tuple[str, ...] = ()
+    """Put together where they are several; none: `text`, if there is one."""
     image: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,13 +75,12 @@ def read_tables(
 
 
 def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.StringArray) -> pa.Table:
-    wanted = [(columns.title, "title"), (columns.text, "text"), (columns.image, "image")]
-    names = [given or default for given, default in wanted]
+    names = [columns.title or "title", *(columns.text or ("text",)), columns.image or "image"]
     # An id may be a title or the name of an image as well.
     table = read_columns(path, {columns.item: ID}, {name: TEXT for name in names if name != columns.item})
     # JSON lines have no header, so that there a column that is absent is one without a value.
     held = [name for name in table.column_names if table[name].null_count < len(table)]
-    for given, _ in wanted:
+    for given in (columns.title, *columns.text, columns.image):
         if given and given not in held:
             raise BivrecError(
                 f"{path}: no column '{given}', or nothing in it; found {', '.join(column_names(path))}; "
@@ -93,8 +93,18 @@ def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.S
         )
     _check_item_ids(path, table[columns.item], interactions, item_ids)
     unknown = pa.nulls(len(table), TEXT)
-    title, text, image = (table[name].cast(TEXT) if name in held else unknown for name in names)
-    return catalogue_table(table[columns.item].cast(TEXT), title, text, image)
+    title, *texts, image = (table[name].cast(TEXT) if name in held else unknown for name in names)
+    return catalogue_table(table[columns.item].cast(TEXT), title, _joined(texts), image)
+
+
+def _joined(texts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Those that are not blank of each row, one after the other."""
+    if len(texts) == 1:
+        return texts[0]
+    # Arrow's own join of strings loses rows in which all are null.
+    rows = zip(*(column.to_pylist() for column in texts), strict=True)
+    joined = (". ".join(text for text in row if text and not text.isspace()) for row in rows)
+    return pa.chunked_array([pa.array(joined, TEXT)])
 
 
 def _check_item_ids(path: Path, column: pa.ChunkedArray, interactions: Path, item_ids: pa.StringArray) -> None:
