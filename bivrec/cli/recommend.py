@@ -94,7 +94,7 @@ def recommend(
     users = _users(opened, split or "test", user_ids, history, columns)
     if to is None and not user_ids and len(users) > 1:
         raise BivrecError(f"{history}: {len(users):,} users; give --to FILE, or --user ID to print the list of one")
-    allowed = _allowed(opened, only, columns["item_column"] or "item_id") if only else None
+    allowed = _allowed(opened, only, str(columns["item_column"])) if only else None
     model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
     if model.warning:
         click.echo(f"Warning: {model.warning}", err=True)

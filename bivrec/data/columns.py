@@ -29,6 +29,8 @@ ID = pa.dictionary(pa.int32(), pa.string())
 TEXT = pa.string()
 TIME = pa.int64()
 INTEGER = pa.int32()
+BITS = {TIME: 63, INTEGER: 31}
+"""Of the greatest value, without its sign."""
 EXPECTED = {
     ID: "an id (a string or an integer)",
     TIME: EXPECTED_TIME,
@@ -258,9 +260,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     if kind == TIME and isinstance(value, float):
         # NaN is less than nothing.
         return abs(value) < 2.0**63
-    if isinstance(value, bool) or (
-        isinstance(value, int) and value.bit_length() > {TIME: 63, INTEGER: 31}.get(kind, 1e9)
-    ):
+    if isinstance(value, bool) or (isinstance(value, int) and kind in BITS and value.bit_length() > BITS[kind]):
         return False
     return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str, INTEGER: int}[kind])
 
