@@ -48,12 +48,15 @@ def write(folder: Path, users: dict[str, int]) -> None:
         num_items=NUM_ITEMS,
         users=users,
         interactions={split: count * LENGTH for split, count in users.items()},
+        num_users=sum(users.values()),
+        num_interactions=sum(users.values()) * LENGTH,
         dropped={},
         items_not_listed=0,
         missing={},
         features={},
         files={},
         protocol=USER_SPLIT,
+        cutoffs={},
     )
     names = pa.array([f"item-{row}" for row in range(NUM_ITEMS)])
     nothing = pa.nulls(NUM_ITEMS, pa.string())

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from bivrec.config import ModelConfig
 from bivrec.data.domain import ARROW_FILE
-from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo, FeatureSpec
+from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, TEMPORAL, USER_SPLIT, DomainInfo, FeatureSpec
 from bivrec.terms import terms_of
 
 TEMPLATES = "bivrec_model_cards"
@@ -41,6 +41,7 @@ DROPPED_NAMES = {
     "k_core_items": "items by the k-core",
     "k_core_interactions": "interactions by the k-core",
     "items_without_interactions": "items without interactions",
+    "interactions_without_history": "interactions of users who begin too late for any split",
     "images_not_found": "names of images that are not there",
 }
 PROTOCOL = {
@@ -51,6 +52,11 @@ PROTOCOL = {
     LEAVE_ONE_OUT: {
         "users": "all with 3 interactions or more, whose sequences without the last two were trained on",
         "targets": "the last interaction of a user",
+    },
+    TEMPORAL: {
+        "users": "all with interactions both before the test's time and since; nothing since the validation's time was "
+        "trained on",
+        "targets": "what a user did since the test's time",
     },
 }
 TAGS = ["recommendation", "sequential-recommendation", "multimodal", f"arxiv:{PAPER}"]
@@ -100,7 +106,7 @@ def model_card(
         features=features,
         training={**training, "command": neutral_command(training["command"])},
         started_from=started_from,
-        leave_one_out=protocol == LEAVE_ONE_OUT,
+        protocol=protocol,
         dataset=training.get("dataset"),
         source=training.get("source"),
         floors=training.get("floors"),
@@ -141,7 +147,6 @@ def domain_card(name: str, info: DomainInfo) -> str:
         name=name,
         address=address_of(name),
         info=info,
-        leave_one_out=info.protocol == LEAVE_ONE_OUT,
         terms=terms,
         splits=splits,
         dropped=dropped,

@@ -12,7 +12,7 @@ import torch
 
 from bivrec.data.domain import ITEM_COLUMNS, MARKS, Domain
 from bivrec.data.histories import users_of_split
-from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, FeatureSpec
+from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, TEMPORAL, FeatureSpec
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData
 from bivrec.errors import BivrecError
@@ -69,7 +69,7 @@ def _common_specs(domains: Sequence[Domain]) -> dict[str, FeatureSpec]:
 
 
 def _common_protocol(domains: Sequence[Domain]) -> str:
-    """What is held out; BivrecError unless it is the same in all Domains."""
+    """What is held out; BivrecError unless it is the same in all Domains, and by other means than times."""
     first, *others = domains
     for domain in others:
         if domain.info.protocol != first.info.protocol:
@@ -77,6 +77,11 @@ def _common_protocol(domains: Sequence[Domain]) -> str:
                 f"{domain.location}: its protocol is {domain.info.protocol}, that of {first.location} is "
                 f"{first.info.protocol}; prepare both with the same kind of --split"
             )
+    if first.info.protocol == TEMPORAL:
+        raise BivrecError(
+            f"{first.location}: Domains that were split by time have cutoffs of their own and cannot be merged; "
+            "prepare all with another --split"
+        )
     return first.info.protocol
 
 

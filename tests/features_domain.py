@@ -59,12 +59,15 @@ def make_domain(
         num_items=count,
         users=dict.fromkeys(SPLITS, 1),
         interactions=dict.fromkeys(SPLITS, count),
+        num_users=len(SPLITS),
+        num_interactions=len(SPLITS) * count,
         dropped={},
         items_not_listed=0,
         missing={},
         features={},
         files={},
         protocol=USER_SPLIT,
+        cutoffs={},
     )
     folder.mkdir(parents=True)
     write_domain(folder, info, dict.fromkeys(SPLITS, one_user), items)

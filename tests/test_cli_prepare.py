@@ -157,7 +157,7 @@ def test_leave_one_out_needs_no_split_column(run, interactions_csv, tmp_path):
 def test_shares_are_three_whole_numbers(run, interactions_csv, tmp_path, split):
     result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", "--split", split)
     assert result.exit_code == 2
-    assert f"{split}: expected three whole numbers above 0, such as 8:1:1, or leave-one-out" in result.output
+    assert f"split '{split}': expected three whole numbers above 0, such as 8:1:1, or leave-one-out" in result.output
 
 
 def test_amazon(run, tmp_path):

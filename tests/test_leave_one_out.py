@@ -231,7 +231,7 @@ def test_the_protocol_is_part_of_what_a_run_was_trained_on(domain: Domain, tmp_p
 def test_a_domain_of_an_unknown_protocol(domain: Domain, tmp_path: Path) -> None:
     path = shutil.copytree(domain.path, tmp_path / "shop") / "domain.json"
     path.write_text(path.read_text().replace("leave-one-out", "leave-two-out"))
-    with pytest.raises(BivrecError, match="protocol 'leave-two-out': expected user-split or leave-one-out; upgrade"):
+    with pytest.raises(BivrecError, match="protocol 'leave-two-out': expected one of user-split, leave-one-out"):
         Domain.open(path.parent)
 
 

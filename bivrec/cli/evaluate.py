@@ -62,7 +62,8 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue of DOMAIN for the users of a split.
 
-    The target is the last 20 % of a user's sequence, or in a Domain that was prepared by leave-one-out its last item.
+    The target is the last 20 % of a user's sequence; in a Domain that was prepared by leave-one-out its last item, in one
+    that was split by time all since then.
 
     Each --run, --from-hub and --floor gives one row per view, each --lists one row (`bivrec export` writes what another
     program needs to train and to rank). A Run and a published joint model rank the catalogue that they were trained on;

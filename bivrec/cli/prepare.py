@@ -11,7 +11,6 @@ import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused
 from bivrec.cli.reports import echo_domain
-from bivrec.data.info import LEAVE_ONE_OUT
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -27,13 +26,15 @@ def prepare() -> None:
     """Turn raw data into a Domain: filter, split, and number the items."""
 
 
-def _split(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
-    if value in (None, LEAVE_ONE_OUT):
-        return value
-    parts = value.split(":")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise click.BadParameter(f"{value}: expected three whole numbers above 0, such as 8:1:1, or {LEAVE_ONE_OUT}")
-    return tuple(map(int, parts))
+def _split(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from bivrec.data.splits import Split
+
+    if value is not None:
+        try:
+            Split.parse(value)
+        except BivrecError as fault:
+            raise click.BadParameter(str(fault)) from None
+    return value
 
 
 def _open_domain(ctx: click.Context, parameter: click.Parameter, value: Path | str | None) -> Domain | None:
@@ -51,9 +52,11 @@ def _domain_options(command: Command) -> Command:
     for option in (
         overwrite_option,
         click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the split of the users."),
-        click.option("--split", callback=_split, metavar="TRAIN:VALIDATION:TEST|leave-one-out",
-                     help="Shares of the users. leave-one-out splits none: the last interaction of each is the test "
-                     "target, the one before it the validation target.  [default: 8:1:1]"),
+        click.option("--split", callback=_split, metavar="SPLIT",
+                     help="TRAIN:VALIDATION:TEST, shares of the users. leave-one-out: the last interaction of each is "
+                     "the test target, the one before it the validation target. temporal, or temporal:8:1:1: targets "
+                     "are what came since two times, before which lie such shares of all interactions.  "
+                     "[default: 8:1:1]"),
         click.option("--k-core", default=5, type=click.IntRange(0),
                      help="Fewest interactions of every user and item that is kept (0: keep all)."),
         click.option("--without", type=DOMAIN, callback=_open_domain,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bivrec.data.info import LEAVE_ONE_OUT
+from bivrec.data.info import USER_SPLIT
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
@@ -34,7 +34,7 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
     for split, users in info.users.items():
         click.echo(f"  {split:<10} {users:>10,} users {info.interactions[split]:>12,} interactions")
     density = info.num_interactions / (info.num_users * info.num_items)
-    once = ", each counted once" if info.protocol == LEAVE_ONE_OUT else ""
+    once = "" if info.protocol == USER_SPLIT else ", each counted once"
     click.echo(f"  {'all':<10} {info.num_users:>10,} users {info.num_interactions:>12,} interactions{once}")
     click.echo(f"  {info.num_items:,} items, density {density:.4%}")
     if len(lengths := domain.sequences("train").lengths):
@@ -55,6 +55,11 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
     if "interactions_with_other_domain" in dropped:
         shared = dropped["interactions_with_other_domain"]
         click.echo(f"  with items of {info.source['without']} (left out): {shared:,} interactions")
+    if "interactions_without_history" in dropped:
+        click.echo(
+            "  of users who begin too late for any split (left out): "
+            f"{dropped['interactions_without_history']:,} interactions"
+        )
     if "outside_period" in dropped:
         click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
     click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")
@@ -74,10 +79,11 @@ def _echo_timestamps(domain: Domain) -> None:
 
     times = [part for split in SPLITS if len(part := domain.sequences(split).timestamps)]
     first, last = min(int(part.min()) for part in times), max(int(part.max()) for part in times)
-    dates = next(
-        (f" ({_day(first, unit)} to {_day(last, unit)} UTC)" for unit in UNITS if _is_date(first, last, unit)), ""
-    )
+    unit = next((unit for unit in UNITS if _is_date(first, last, unit)), None)
+    dates = f" ({_day(first, unit)} to {_day(last, unit)} UTC)" if unit else ""
     click.echo(f"  timestamps {first} to {last}{dates}")
+    for split, cutoff in domain.info.cutoffs.items():
+        click.echo(f"  {split} targets from {cutoff}{f' ({_day(cutoff, unit)} UTC)' if unit else ''} on")
 
 
 def _is_date(first: int, last: int, unit: int) -> bool:

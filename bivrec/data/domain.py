@@ -145,6 +145,7 @@ class Domain:
             timestamps=timestamps.values.to_numpy(zero_copy_only=True),
             user_ids=UserIds(table["user_id"]),
             leave_one_out=self.info.protocol == LEAVE_ONE_OUT,
+            cutoff=self.info.cutoffs.get(split),
         )
 
     def item_table(self) -> datasets.Dataset:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, TIME, read_columns
 from bivrec.data.domain import Domain
-from bivrec.data.info import LEAVE_ONE_OUT, SPLITS
+from bivrec.data.info import SPLITS, USER_SPLIT
 from bivrec.data.raw import encode_ids
 from bivrec.data.sequences import Sequences
 from bivrec.data.stretches import places_of
@@ -102,24 +102,27 @@ def users_of_domain(domain: Domain, user_ids: Sequence[str]) -> Sequences:
 
 
 def users_of_split(domain: Domain, split: str) -> Sequences:
-    """The users of a split, ordered by user id, with their whole sequences: under leave-one-out a split has parts."""
-    part = domain.sequences(split)
-    if domain.info.protocol != LEAVE_ONE_OUT or split == "test":
-        return part
-    whole = domain.sequences("test")
-    if split == "validation":
-        return whole
-    # The others have too few interactions to be in test, and all of them here.
-    shared = pc.is_in(pa.array(part.user_ids, pa.string()), value_set=pa.array(whole.user_ids, pa.string()))
-    in_test = shared.to_numpy(zero_copy_only=False)
-    starts, lengths = len(whole.items) + part.offsets[:-1], part.lengths
-    starts[in_test], lengths[in_test] = whole.offsets[:-1], whole.lengths
+    """The users of a split, ordered by user id, with whole sequences: where splits share users they have parts."""
+    users = domain.sequences(split)
+    if domain.info.protocol == USER_SPLIT or split == "test":
+        return users
+    # What a later split has of a user begins as what an earlier one has.
+    sources = [domain.sequences(name) for name in SPLITS[SPLITS.index(split) :]]
+    ids = pa.array(users.user_ids, pa.string())
+    starts, lengths = users.offsets[:-1].copy(), users.lengths
+    end = 0
+    for source in sources:
+        rows = pc.index_in(ids, value_set=pa.array(source.user_ids, pa.string()))
+        here = rows.is_valid().to_numpy(zero_copy_only=False)
+        rows = rows.drop_null().to_numpy()
+        starts[here], lengths[here] = end + source.offsets[rows], source.lengths[rows]
+        end += len(source.items)
     offsets, places = places_of(starts, lengths)
     return dataclasses.replace(
-        part,
+        users,
         offsets=offsets,
-        items=np.concatenate([whole.items, part.items])[places],
-        timestamps=np.concatenate([whole.timestamps, part.timestamps])[places],
+        items=np.concatenate([source.items for source in sources])[places],
+        timestamps=np.concatenate([source.timestamps for source in sources])[places],
     )
 
 

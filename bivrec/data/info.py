@@ -12,8 +12,8 @@ from bivrec.files import read_json, write_json
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-USER_SPLIT, LEAVE_ONE_OUT = "user-split", "leave-one-out"
-PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT)
+USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL = "user-split", "leave-one-out", "temporal"
+PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL)
 INFO_FILE = "domain.json"
 
 
@@ -59,6 +59,10 @@ class DomainInfo:
     """Split -> number of users."""
     interactions: dict[str, int]
     """Split -> number of interactions."""
+    num_users: int
+    """Users of all splits, each counted once."""
+    num_interactions: int
+    """Interactions of all splits, each counted once."""
     dropped: dict[str, int]
     """Reason -> number of users, items, interactions or images of the source that it removed."""
     items_not_listed: int
@@ -74,19 +78,11 @@ class DomainInfo:
     user-split: every user is in one split, with the whole sequence; of those in validation and test the last 20 %.
     leave-one-out: every user with 3 interactions or more is in all splits, in test with the whole sequence, in
     validation without the last interaction, in train without the last two; the others are in train alone, with all.
+    temporal: train has what was before the validation's cutoff, validation what was before that of the test, of users
+    who have something both before its own cutoff and since, and test the whole sequences of such users.
     """
-
-    @property
-    def num_users(self) -> int:
-        """Users of all splits, each counted once."""
-        return self.users["train"] if self.protocol == LEAVE_ONE_OUT else sum(self.users.values())
-
-    @property
-    def num_interactions(self) -> int:
-        """Interactions of all splits, each counted once."""
-        if self.protocol == LEAVE_ONE_OUT:
-            return self.interactions["train"] + 2 * self.users["test"]
-        return sum(self.interactions.values())
+    cutoffs: dict[str, int]
+    """Of a temporal split: validation and test -> the time from which on interactions are targets."""
 
 
 def read_info(path: Path) -> DomainInfo:
@@ -108,7 +104,8 @@ def read_info(path: Path) -> DomainInfo:
         raise BivrecError(f"{path}: fields missing or unknown ({fault}); the file is damaged, prepare again") from None
     if info.protocol not in PROTOCOLS:
         raise BivrecError(
-            f"{path}: protocol '{info.protocol}': expected {' or '.join(PROTOCOLS)}; upgrade bivrec or prepare again"
+            f"{path}: protocol '{info.protocol}': expected one of {', '.join(PROTOCOLS)}; upgrade bivrec or prepare "
+            "again"
         )
     return info
 

@@ -7,7 +7,8 @@ Rules, in this order:
 3. Rows that repeat user, item and timestamp are dropped; a later interaction with the same item is kept.
 4. Users and items with fewer than `k_core` interactions are dropped, again and again until none is left.
 5. The users that remain, sorted by id, are split 8:1:1, or by other shares, by a permutation of the seed, unless the
-   source splits them; or the last interactions of each are held out (leave-one-out).
+   source splits them; or the last interactions of each are held out (leave-one-out); or all since a time (temporal),
+   and those of users of whom nothing was before it are dropped.
 6. Items without interactions are dropped; the rest are numbered by popularity in the training sequences.
 """
 
@@ -23,9 +24,19 @@ import pyarrow.compute as pc
 from bivrec.config import MODALITIES
 from bivrec.data.domain import MARKS, Domain, write_domain
 from bivrec.data.images import find_images
-from bivrec.data.info import FORMAT_VERSION, LEAVE_ONE_OUT, SPLITS, USER_SPLIT, DomainInfo
+from bivrec.data.info import FORMAT_VERSION, SPLITS, TEMPORAL, DomainInfo
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.data.sequences import Sequences
+from bivrec.data.splits import (
+    DEFAULT_SHARES,
+    Parts,
+    Split,
+    leave_one_out,
+    ratio,
+    split_as_given,
+    split_by_time,
+    split_by_users,
+)
 from bivrec.errors import BivrecError
 from bivrec.files import check_new_folder, new_folder
 
@@ -45,13 +56,6 @@ class _Log:
         return self if keep.all() else _Log(self.users[keep], self.items[keep], self.timestamps[keep])
 
 
-Shares = tuple[int, int, int]
-"""Parts of the users that are in each of SPLITS."""
-DEFAULT_SHARES: Shares = (8, 1, 1)
-FEWEST_TO_HOLD_OUT = 3
-"""Interactions of a user who is evaluated under leave-one-out: one to train on, and a target of validation and test."""
-
-
 def prepare(
     raw: RawData,
     path: str | Path,
@@ -59,23 +63,22 @@ def prepare(
     name: str | None = None,
     without: Domain | None = None,
     k_core: int = 5,
-    split: Shares | str | None = None,
+    split: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Domain:
     """Prepare `raw` by the rules of this module and write the Domain to `path`; `name` defaults to the folder's.
 
-    without: a Domain whose items (by id) are left out. split: shares of the users, 8:1:1 unless the source splits them;
-    or `leave-one-out`, which splits no users (see `DomainInfo.protocol`) and draws nothing.
-    Raises BivrecError if nothing is left, if too few users are left to split, if they are to be split twice, or if the
-    source's own split or leave-one-out leaves nobody to train on or to evaluate.
+    without: a Domain whose items (by id) are left out. split: `8:1:1` of the users (the default, unless the source
+    splits them), `leave-one-out`, `temporal` or `temporal:8:1:1` (see `DomainInfo`); only the first draws by the seed.
+    Raises BivrecError if nothing is left, if too few users are left to split, if they are to be split twice, or if a
+    split leaves nobody to train on or to evaluate.
     """
     path = Path(path)
     if k_core < 0 or seed < 0:
         raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
     check_new_folder(path, overwrite, marks=MARKS)
-    if isinstance(split, str) and split != LEAVE_ONE_OUT:
-        raise BivrecError(f"split '{split}': expected shares of the users, such as 8:1:1, or {LEAVE_ONE_OUT}")
+    asked = Split.parse(split) if split else Split(shares=DEFAULT_SHARES if raw.splits is None else None)
     if split and raw.splits is not None:
         raise BivrecError("the split column splits the users already; leave --split or --split-column out")
     if not len(raw.users):
@@ -83,20 +86,19 @@ def prepare(
     user_order, user_rank = _by_id(raw.user_ids)
     log, dropped = _filter(_in_time_order(raw, user_rank), k_core, _shared_items(raw, without))
     lengths = np.bincount(log.users, minlength=len(user_order))
-    shares = None
-    if isinstance(split, str):
-        kept = _leave_one_out(lengths, k_core)
-    elif raw.splits is None:
-        shares = split or DEFAULT_SHARES
-        kept = _split(lengths, shares, seed, k_core)
+    if raw.splits is not None:
+        parts = split_as_given(lengths, raw.splits[user_order], k_core)
     else:
-        kept = _given_split(lengths, raw.splits[user_order], k_core)
-    item_index, item_codes = _popularity_index(log, _first(log, kept[0], lengths), raw.item_ids)
+        parts = _parts(log, lengths, asked, seed, k_core)
+    without_history = len(log)
+    log = log.where((parts.lengths > 0)[log.users])
+    without_history -= len(log)
+    item_index, item_codes = _popularity_index(log, _first(parts.kept[0], parts.lengths), raw.item_ids)
     items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
     sequences = {
-        name: _sequences(log.where(_first(log, part, lengths)), part, item_index, user_ids)
-        for name, part in zip(SPLITS, kept, strict=True)
+        name: _sequences(log.where(_first(kept, parts.lengths)), kept, item_index, user_ids)
+        for name, kept in zip(SPLITS, parts.kept, strict=True)
     }
     info = DomainInfo(
         format_version=FORMAT_VERSION,
@@ -104,7 +106,7 @@ def prepare(
         source={
             **raw.source,
             **({"without": without.name} if without else {}),
-            **({"split": _ratio(shares)} if shares else {}),
+            **({"split": ratio(asked.shares)} if asked.shares else {}),
         },
         images=_images_location(raw.images, path),
         seed=seed,
@@ -112,9 +114,12 @@ def prepare(
         num_items=len(items),
         users={name: len(part) for name, part in sequences.items()},
         interactions={name: len(part.items) for name, part in sequences.items()},
+        num_users=int(np.count_nonzero(parts.lengths)),
+        num_interactions=len(log),
         dropped={
             **raw.dropped,
             **dropped,
+            **({"interactions_without_history": without_history} if asked.protocol == TEMPORAL else {}),
             "items_without_interactions": _num_only_listed(raw),
             "images_not_found": images_not_found,
         },
@@ -122,11 +127,21 @@ def prepare(
         missing={name: items[name].null_count for name in MODALITIES},
         features={},
         files={},
-        protocol=LEAVE_ONE_OUT if isinstance(split, str) else USER_SPLIT,
+        protocol=asked.protocol,
+        cutoffs=dict(parts.cutoffs),
     )
     with new_folder(path, overwrite, marks=MARKS) as staging:
         write_domain(staging, info, sequences, items)
     return Domain.open(path)
+
+
+def _parts(log: _Log, lengths: np.ndarray, split: Split, seed: int, k_core: int) -> Parts:
+    """What each split has. lengths: int64 [users], interactions of each."""
+    if split.shares is None:
+        return leave_one_out(lengths, k_core)
+    if split.protocol == TEMPORAL:
+        return split_by_time(log.users, log.timestamps, lengths, split.shares)
+    return split_by_users(lengths, split.shares, seed, k_core)
 
 
 def _shared_items(raw: RawData, other: Domain | None) -> np.ndarray | None:
@@ -211,73 +226,20 @@ def _repeated(log: _Log) -> np.ndarray:
     return repeated
 
 
-def _given_split(lengths: np.ndarray, given: np.ndarray, k_core: int) -> np.ndarray:
-    """Int64 [splits, users]: of how many interactions, from the first, each split has of a user, as the source says.
-
-    lengths: int64 [users], interactions of each.
-    """
-    kept = _whole(lengths, given)
-    # Of a user who is evaluated, one interaction at least is the history and one the target.
-    for name, part, fewest in zip(SPLITS, kept, (1, 2, 2), strict=True):
-        if not (part >= fewest).any():
-            enough = " with 2 interactions or more" if fewest == 2 else ""
-            advice = ", or lower --k-core" if k_core > 1 else ""
-            raise BivrecError(f"no {name} users{enough} are left; check the split column{advice}")
-    return kept
-
-
-def _whole(lengths: np.ndarray, user_split: np.ndarray) -> np.ndarray:
-    """The same of users who are in one split, given by its position in SPLITS."""
-    return np.where(user_split == np.arange(len(SPLITS))[:, None], lengths, 0)
-
-
 def _file_names(raw: RawData) -> str:
     """Of the interactions."""
     names = raw.source.get("interactions", raw.source["reader"])
     return names if isinstance(names, str) else ", ".join(names)
 
 
-def _split(lengths: np.ndarray, shares: Shares, seed: int, k_core: int) -> np.ndarray:
-    """The same by shares of the users."""
-    split = np.zeros(len(lengths), np.int8)
-    users = np.flatnonzero(lengths)
-    validation, test = (max(1, len(users) * share // sum(shares)) for share in shares[1:])
-    if len(users) <= validation + test:
-        raise BivrecError(f"{len(users)} users are left, too few to split {_ratio(shares)}; {_more_data(k_core)}")
-    shuffled = np.random.default_rng(seed).permutation(users)
-    split[shuffled[-validation - test : -test]] = 1
-    split[shuffled[-test:]] = 2
-    return _whole(lengths, split)
-
-
-def _leave_one_out(lengths: np.ndarray, k_core: int) -> np.ndarray:
-    """The same if the last interaction is the test target and the one before it the validation target."""
-    # Something must be left to train on.
-    evaluated = lengths >= FEWEST_TO_HOLD_OUT
-    if not evaluated.any():
-        raise BivrecError(
-            f"no user with {FEWEST_TO_HOLD_OUT} interactions or more is left, as leave-one-out needs; "
-            f"{_more_data(k_core)}"
-        )
-    return np.stack([lengths - 2 * evaluated, (lengths - 1) * evaluated, lengths * evaluated])
-
-
-def _more_data(k_core: int) -> str:
-    return "prepare more data, or lower --k-core" if k_core > 1 else "prepare more data"
-
-
-def _first(log: _Log, kept: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Bool [interactions]: the first `kept` of each user's `lengths`, which are none or all but a few."""
-    first: np.ndarray = (kept > 0)[log.users]
-    held_out = np.where(kept > 0, lengths - kept, 0)
-    ends = np.cumsum(lengths)
-    for place in range(1, int(held_out.max()) + 1):
-        first[ends[held_out >= place] - place] = False
-    return first
-
-
-def _ratio(shares: Shares) -> str:
-    return ":".join(map(str, shares))
+def _first(kept: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Bool [interactions]: the first `kept` of each user's `lengths`."""
+    # The running sum of a 1 where a stretch begins and a -1 behind its end, which takes a byte for an interaction.
+    starts, some = np.cumsum(lengths) - lengths, kept > 0
+    steps = np.zeros(lengths.sum() + 1, np.int8)
+    steps[starts[some]] += 1
+    steps[(starts + kept)[some]] -= 1
+    return np.cumsum(steps[:-1], dtype=np.int8).view(bool)
 
 
 def _popularity_index(log: _Log, trained: np.ndarray, item_ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:

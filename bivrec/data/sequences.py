@@ -46,6 +46,8 @@ class Sequences:
     user_ids: Sequence[str]
     leave_one_out: bool = False
     """Whether an evaluation asks for the last item alone, instead of for the last 20 %."""
+    cutoff: int | None = None
+    """The time from which on an evaluation asks for all interactions, instead."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -5,6 +5,8 @@ on. The first 80 % of a user's sequence is the history, the rest is the target.
 leave-one-out: that of SASRec (Kang & McAuley, ICDM 2018) and its successors. The last interaction of a user is the test
 target, the one before it the validation target, and all before these two is trained on. The history is all that was
 before the target.
+temporal: the global temporal split (Meng et al., RecSys 2020; Ji et al., TOIS 2023). What came after a time is neither
+trained on nor read; the targets are all that a user did since, and the history all that was before.
 """
 
 from __future__ import annotations
@@ -41,9 +43,10 @@ class EvaluationUsers:
 
     @classmethod
     def from_sequences(cls, sequences: Sequences) -> EvaluationUsers:
-        """Cut each sequence of L items: after int(0.8 L), so that one target is left at least, or before the last item.
+        """Cut each sequence of L items: after int(0.8 L), so that one target is left at least; under leave-one-out
+        before the last item, and where there is a cutoff in time before what came since.
 
-        The latter under leave-one-out. Users with fewer than 2 items are left out and counted in `skipped`.
+        Users with fewer than 2 items are left out and counted in `skipped`.
         """
         offsets = np.asarray(sequences.offsets, dtype=np.int64)
         lengths = sequences.lengths
@@ -52,7 +55,7 @@ class EvaluationUsers:
         return cls(
             items=sequences.items,
             starts=starts,
-            cuts=ends - 1 if sequences.leave_one_out else starts + lengths[rows] * 4 // 5,
+            cuts=_cuts(sequences, starts, ends),
             ends=ends,
             user_ids=UserIds(sequences.user_ids, rows),
             skipped=len(lengths) - len(rows),
@@ -96,3 +99,14 @@ class EvaluationUsers:
         inside = places >= starts[:, None]
         padded = np.where(inside, self.items[np.where(inside, places, 0)], 0)
         return torch.from_numpy(padded.astype(np.int64))
+
+
+def _cuts(sequences: Sequences, starts: Integers, ends: Integers) -> Integers:
+    """Where the targets of stretches of the sequences begin."""
+    if sequences.leave_one_out:
+        return ends - 1
+    if sequences.cutoff is None:
+        return starts + (ends - starts) * 4 // 5
+    earlier = np.concatenate([[0], np.cumsum(sequences.timestamps < sequences.cutoff)])
+    cuts: Integers = starts + earlier[ends] - earlier[starts]
+    return cuts

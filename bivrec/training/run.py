@@ -228,6 +228,7 @@ def domain_record(domain: Domain) -> dict[str, Any]:
         "catalogue": domain.info.files[CATALOGUE_FILE].sha256,
         "num_items": domain.num_items,
         "protocol": domain.info.protocol,
+        "cutoffs": domain.info.cutoffs,
         "users": domain.info.users,
         "interactions": domain.info.interactions,
     }
