@@ -216,7 +216,9 @@ def scripted_recall(monkeypatch: pytest.MonkeyPatch, recalls: Sequence[float]) -
     script: Iterator[float] = iter(recalls)
 
     def evaluate_views(*arguments: Any, **options: Any) -> dict[str, EvaluationResult]:
-        result = EvaluationResult({"recall@20": next(script)}, {"recall@20": np.zeros(1)}, num_users=1, skipped=0)
+        result = EvaluationResult(
+            {"recall@20": next(script)}, {"recall@20": np.zeros(1)}, np.zeros((1, 20), np.int64), num_users=1, skipped=0
+        )
         return {"id": result}
 
     monkeypatch.setattr("bivrec.training.loop.evaluate_views", evaluate_views)

@@ -18,6 +18,7 @@ from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
+    from bivrec.evaluation.metrics import PerUser
     from bivrec.evaluation.protocol import EvaluationUsers
     from bivrec.evaluation.ranking import EvaluationResult
     from bivrec.scorers import NamedScorer
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 @click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(20,), help="List length; repeatable.")
 @click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
 @click.option("--cold", type=click.IntRange(min=1), help="Keep only the last N items of each history.")
+@click.option("--by-popularity", is_flag=True,
+              help="Also the recall of targets that the training users had never, seldom, and often.")  # fmt: skip
 @click.option("--test", is_flag=True,
               help="Test the lead of the best row in each metric: paired over the users, Holm-corrected.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -55,6 +58,7 @@ def evaluate(
     ks: tuple[int, ...],
     remove_seen: bool,
     cold: int | None,
+    by_popularity: bool,
     test: bool,
     as_json: bool,
     plot: Path | None,
@@ -62,8 +66,8 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue of DOMAIN for the users of a split.
 
-    The target is the last 20 % of a user's sequence; in a Domain that was prepared by leave-one-out its last item, in one
-    that was split by time all since then.
+    The target is the last 20 % of a user's sequence; in a Domain that was prepared by leave-one-out its last item, in
+    one that was split by time all since then.
 
     Each --run, --from-hub and --floor gives one row per view, each --lists one row (`bivrec export` writes what another
     program needs to train and to rank). A Run and a published joint model rank the catalogue that they were trained on;
@@ -124,7 +128,9 @@ def evaluate(
         "id_weights": {name: row.id_weight for name, row in rows.items() if row.id_weight is not None},
     }
     if test:
-        told["p_values"] = _p_values({name: row.result for name, row in rows.items()})
+        told["p_values"] = _p_values({name: row.result.per_user for name, row in rows.items()})
+    if by_popularity:
+        told["by_popularity"] = _by_popularity(rows, users, opened, _leading(ks), test)
     # Printed first, so that a full disk does not lose it.
     click.echo(json.dumps(told)) if as_json else _echo_table(told)
     if per_user is not None:
@@ -132,8 +138,7 @@ def evaluate(
             for name, row in rows.items():
                 write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, row.result)
     if plot is not None:
-        metric = f"recall@{20 if 20 in ks else ks[0]}"
-        plot_comparison(plot, told["results"], metric, f"{opened.name}: {len(users)} {split} users")
+        plot_comparison(plot, told["results"], f"recall@{_leading(ks)}", f"{opened.name}: {len(users)} {split} users")
 
 
 class _Row(NamedTuple):
@@ -172,11 +177,37 @@ def _listed(
         yield _Row(name, evaluate_lists(lists, users, ks, remove_seen), {"kind": "lists", "name": name})
 
 
-def _p_values(results: Mapping[str, EvaluationResult]) -> dict[str, dict[str, dict[str, float]]]:
-    """Metric -> row, but for the best -> p-values of the best row's lead."""
+def _leading(ks: Sequence[int]) -> int:
+    """The k that is told where one must do."""
+    return 20 if 20 in ks else ks[0]
+
+
+def _by_popularity(
+    rows: Mapping[str, _Row], users: EvaluationUsers, domain: Domain, k: int, test: bool
+) -> dict[str, Any]:
+    """The recall at k of targets by how often the training users had them."""
+    from bivrec.evaluation.breakdown import recall_of, targets_by_popularity
+
+    groups = targets_by_popularity(users, domain.sequences("train"), domain.num_items)
+    per_user = {
+        name: {group: recall_of(targets, row.result.recommended, k) for group, targets in groups.items()}
+        for name, row in rows.items()
+    }
+    return {
+        "metric": f"recall@{k}",
+        "users": {group: len(targets.users) for group, targets in groups.items()},
+        "targets": {group: len(targets.items) for group, targets in groups.items()},
+        "results": {
+            name: {group: float(values.mean()) for group, values in of_row.items()} for name, of_row in per_user.items()
+        },
+        **({"p_values": _p_values(per_user)} if test else {}),
+    }
+
+
+def _p_values(per_user: Mapping[str, Mapping[str, PerUser]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metric -> row, but for the best -> p-values of the best row's lead; from row -> metric -> values of the users."""
     from bivrec.studies.significance import against_best
 
-    per_user = {name: result.per_user for name, result in results.items()}
     tests = {
         metric: against_best({name: values[metric] for name, values in per_user.items()})
         for metric in next(iter(per_user.values()))
@@ -194,6 +225,17 @@ def _echo_table(told: Mapping[str, Any]) -> None:
         f"{told['items']} items ranked"
     )
     click.echo(_protocol(told["remove_seen"], told["cold"]))
+    if "p_values" in told:
+        click.echo(p_table(list(told["results"]), told["p_values"]))
+    if "by_popularity" in told:
+        _echo_by_popularity(told["by_popularity"])
+
+
+def _echo_by_popularity(told: Mapping[str, Any]) -> None:
+    click.echo(f"\n{told['metric']} by how often the training users had the target:")
+    click.echo(results_table(told["results"], "model"))
+    counts = (f"{told['targets'][group]:,} ({users:,})" for group, users in told["users"].items())
+    click.echo(f"targets (users with any): {', '.join(counts)}")
     if "p_values" in told:
         click.echo(p_table(list(told["results"]), told["p_values"]))
 

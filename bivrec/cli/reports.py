@@ -138,10 +138,17 @@ def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, Mapping[str, f
     width = max(len("p (t-test)"), *map(len, rows))
     lines = [f"{'p (t-test)':<{width}}  " + "  ".join(f"{metric:>12}" for metric in tests)]
     for row in rows:
-        cells = (_p(of_rows[row]["t_test"]) if row in of_rows else "best" for of_rows in tests.values())
+        cells = (_p_cell(row, of_rows) for of_rows in tests.values())
         lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
     note = "(of so large a lead of the best row by chance; paired over the users, Holm-corrected over all pairs)"
     return "\n".join([*lines, note])
+
+
+def _p_cell(row: str, of_rows: Mapping[str, Mapping[str, float]]) -> str:
+    if not of_rows:
+        # Of one user nothing can be said.
+        return "-"
+    return _p(of_rows[row]["t_test"]) if row in of_rows else "best"
 
 
 def _p(value: float) -> str:

@@ -71,6 +71,8 @@ class EvaluationResult:
     """{"recall@20": mean over users, ...}."""
     per_user: dict[str, npt.NDArray[np.float64]]
     """{"recall@20": [num_users], ...} in the order of the EvaluationUsers."""
+    recommended: npt.NDArray[np.int64]
+    """[num_users, longest k]: the lists that were compared, item indices, best first; 0 where a list ended."""
     num_users: int
     skipped: int
 
@@ -262,7 +264,7 @@ def compare_with_targets(
     """Metrics of lists [U, max(ks)] of item indices, best first, filled up with 0."""
     per_user = ranking_metrics(*find_hits(recommended, *users.targets()), ks)
     means = {name: float(values.mean()) for name, values in per_user.items()}
-    return EvaluationResult(means, per_user, num_users=len(users), skipped=users.skipped)
+    return EvaluationResult(means, per_user, recommended, num_users=len(users), skipped=users.skipped)
 
 
 def write_per_user(path: Path, users: EvaluationUsers, result: EvaluationResult) -> None:
