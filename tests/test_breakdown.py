@@ -1,4 +1,4 @@
-"""The recall of targets that the training users had never, seldom and often."""
+"""What is found and shown of items that the training users had never, seldom and often."""
 
 import json
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ import pytest
 from stages import succeed
 
 from bivrec.data.domain import Domain
-from bivrec.evaluation.breakdown import recall_of, targets_by_popularity
+from bivrec.evaluation.breakdown import PopularityGroups, recall_of
 from bivrec.evaluation.metrics import find_hits, recall
 from bivrec.evaluation.protocol import EvaluationUsers
 
@@ -74,10 +74,18 @@ def test_groups_are_those_of_a_slow_loop(domain: Domain, lists: pd.DataFrame, tm
     assert all(0 < np.mean(wanted[group]) < 1 for group in ("never", "20 or more"))
     # The most popular 20 items hold none that nobody had.
     assert told["results"]["popularity"]["never"] == 0
+    assert told["recommended"]["popularity"]["never"] == 0
+    assert told["recommended"]["popularity"]["catalogue"] == pytest.approx(20 / domain.num_items)
+    shown = lists[lists["rank"] <= 20]["item_id"]
+    trained = shown.map(Counter(pd.read_parquet(tmp_path / "tables/train.parquet")["item_id"])).fillna(0)
+    for group, (fewest, most) in GROUPS.items():
+        assert told["recommended"]["random"][group] == pytest.approx(trained.between(fewest, most).mean())
+    assert told["recommended"]["random"]["catalogue"] == pytest.approx(shown.nunique() / domain.num_items)
     said = succeed("evaluate", domain.path, *options, "--test")
     assert "recall@20 by how often the training users had the target:" in said
     assert f"{told['targets']['never']} ({told['users']['never']})" in said
     assert said.count("p (t-test)") == 2
+    assert "shares of such items in the lists of 20, and of the catalogue that is in any list:" in said
 
 
 def test_the_groups_make_up_the_whole(domain: Domain) -> None:
@@ -85,7 +93,7 @@ def test_the_groups_make_up_the_whole(domain: Domain) -> None:
     lists = np.random.default_rng(0).permuted(np.tile(np.arange(1, domain.num_items + 1), (len(users), 1)), axis=1)[
         :, :20
     ]
-    groups = targets_by_popularity(users, domain.sequences("train"), domain.num_items)
+    groups = PopularityGroups.of_training(domain.sequences("train"), domain.num_items).targets(users)
     hits, num_targets = find_hits(lists, *users.targets())
     found = np.zeros(len(users))
     counts = np.zeros(len(users), np.int64)
@@ -96,5 +104,5 @@ def test_the_groups_make_up_the_whole(domain: Domain) -> None:
     np.testing.assert_array_equal(counts, num_targets)
     np.testing.assert_allclose(found / num_targets, recall(hits, num_targets, 20))
     # A group without targets is not told of.
-    everything = targets_by_popularity(users, domain.sequences("test"), domain.num_items)
+    everything = PopularityGroups.of_training(domain.sequences("test"), domain.num_items).targets(users)
     assert "never" not in everything

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
 @click.option("--cold", type=click.IntRange(min=1), help="Keep only the last N items of each history.")
 @click.option("--by-popularity", is_flag=True,
-              help="Also the recall of targets that the training users had never, seldom, and often.")  # fmt: skip
+              help="Also what is found and shown of items that were trained on never, seldom, and often.")  # fmt: skip
 @click.option("--test", is_flag=True,
               help="Test the lead of the best row in each metric: paired over the users, Holm-corrected.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -185,13 +185,15 @@ def _leading(ks: Sequence[int]) -> int:
 def _by_popularity(
     rows: Mapping[str, _Row], users: EvaluationUsers, domain: Domain, k: int, test: bool
 ) -> dict[str, Any]:
-    """The recall at k of targets by how often the training users had them."""
-    from bivrec.evaluation.breakdown import recall_of, targets_by_popularity
+    """The recall at k of targets by how often the training users had them, and the shares of such items in lists."""
+    from bivrec.evaluation.breakdown import PopularityGroups, coverage, recall_of
 
-    groups = targets_by_popularity(users, domain.sequences("train"), domain.num_items)
+    popularity = PopularityGroups.of_training(domain.sequences("train"), domain.num_items)
+    groups = popularity.targets(users)
+    lists = {name: row.result.recommended[:, :k] for name, row in rows.items()}
     per_user = {
-        name: {group: recall_of(targets, row.result.recommended, k) for group, targets in groups.items()}
-        for name, row in rows.items()
+        name: {group: recall_of(targets, recommended, k) for group, targets in groups.items()}
+        for name, recommended in lists.items()
     }
     return {
         "metric": f"recall@{k}",
@@ -199,6 +201,10 @@ def _by_popularity(
         "targets": {group: len(targets.items) for group, targets in groups.items()},
         "results": {
             name: {group: float(values.mean()) for group, values in of_row.items()} for name, of_row in per_user.items()
+        },
+        "recommended": {
+            name: {**popularity.shares(recommended), "catalogue": coverage(recommended, domain.num_items)}
+            for name, recommended in lists.items()
         },
         **({"p_values": _p_values(per_user)} if test else {}),
     }
@@ -238,6 +244,9 @@ def _echo_by_popularity(told: Mapping[str, Any]) -> None:
     click.echo(f"targets (users with any): {', '.join(counts)}")
     if "p_values" in told:
         click.echo(p_table(list(told["results"]), told["p_values"]))
+    k = told["metric"].partition("@")[2]
+    click.echo(f"\nshares of such items in the lists of {k}, and of the catalogue that is in any list:")
+    click.echo(results_table(told["recommended"], "model"))
 
 
 def _warn(line: str) -> None:
