@@ -366,6 +366,24 @@ def test_leads_are_tested_as_by_scipy(chain: Path, tmp_path: Path) -> None:
     assert "p_values" not in evaluated(chain, *options)
 
 
+def test_a_row_that_was_named_is_tested(chain: Path) -> None:
+    options = ("--run", chain / "finetuned", "--floor", "popularity", "--test")
+    told = evaluated(chain, *options, "--reference", "finetuned mm")
+    assert all(
+        set(of_rows) == {"popularity", "finetuned id", "finetuned both"} for of_rows in told["p_values"].values()
+    )
+    printed = succeed("evaluate", chain / "world/target", *options, "--reference", "finetuned mm")
+    assert "(of so large a difference to finetuned mm by chance;" in printed
+    assert "Holm-corrected over the rows)" in printed
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("finetuned mm")][1] == "tested"
+    for wrong, complaint in (
+        (("--test", "--reference", "mm"), "--reference 'mm': there is no such row, but popularity, finetuned id"),
+        (("--reference", "finetuned mm"), "leave --reference out: of no use without --test"),
+    ):
+        result = bivrec("evaluate", chain / "world/target", *options[:-1], *wrong)
+        assert (result.exit_code, complaint in result.stderr) == (1, True), result.stderr
+
+
 def test_plot(chain: Path, tmp_path: Path) -> None:
     evaluated(chain, "--run", chain / "finetuned", "--k", 5, "--plot", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

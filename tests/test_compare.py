@@ -203,6 +203,19 @@ def test_what_says_nothing_of_the_rows_is_left_out(target: Domain, compared: Pat
     )
 
 
+def test_a_model_that_was_named_is_tested(target: Domain, tmp_path: Path) -> None:
+    options = (target.path, "--models", "popularity,item-knn,content-knn", "--to", tmp_path / "study")
+    said = compare(*options, "--reference", "content-knn").stdout
+    assert "p: recall@20 of content-knn against each other model" in said
+    assert "Holm-corrected over the other models, with this one named in advance" in said
+    rows = csv.DictReader((tmp_path / "study/comparison.csv").read_text().splitlines())
+    assert {row["model"]: row["p t-test"] != "" for row in rows} == {
+        "popularity": True, "item-knn": True, "content-knn": False
+    }  # fmt: skip
+    with pytest.raises(BivrecError, match="--reference sasrec: not among the models, which are popularity"):
+        comparison([target], ("popularity", "item-knn"), "sasrec")
+
+
 def test_the_picture(compared: Path) -> None:
     assert (compared / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

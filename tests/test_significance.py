@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bivrec.studies.significance import against_best, holm, paired_bootstrap
+from bivrec.studies.significance import holm, paired_bootstrap, paired_tests
 
 USERS = 400
 
@@ -28,10 +28,26 @@ def slow_holm(p_values: list[float], tests: int) -> list[float]:
 
 def test_the_t_test_is_that_of_scipy_with_holms_correction() -> None:
     systems = recalls(0.0, 0.3, 0.1, 0.25)
-    found = against_best(systems)
+    found = paired_tests(systems)
     assert set(found) == {"s0", "s2", "s3"}
     plain = [stats.ttest_rel(systems["s1"], systems[name]).pvalue for name in found]
     assert [p.t_test for p in found.values()] == pytest.approx(slow_holm(plain, tests=4 * 3 // 2))
+
+
+def test_a_reference_that_was_named_is_tested_against_each_other_one() -> None:
+    systems = recalls(0.0, 0.3, 0.1, 0.25)
+    found = paired_tests(systems, "s2")
+    assert set(found) == {"s0", "s1", "s3"}
+    plain = [stats.ttest_rel(systems["s2"], systems[name]).pvalue for name in found]
+    assert [p.t_test for p in found.values()] == pytest.approx(slow_holm(plain, tests=3))
+
+
+def test_a_named_one_of_equals_is_seldom_significant() -> None:
+    alarms = 0
+    for seed in range(200):
+        found = paired_tests(recalls(*[0.0] * 10, seed=seed), "s3", resamples=10)
+        alarms += any(p.t_test < 0.05 for p in found.values())
+    assert 0 < alarms <= 0.08 * 200
 
 
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.2, 0.2, 0.9], [1e-9, 0.049, 0.05]])
@@ -44,7 +60,7 @@ def test_the_best_of_equals_is_seldom_significant() -> None:
     """It is the best by chance, and tested for that."""
     alarms = 0
     for seed in range(200):
-        found = against_best(recalls(*[0.0] * 10, seed=seed), resamples=10)
+        found = paired_tests(recalls(*[0.0] * 10, seed=seed), resamples=10)
         alarms += any(p.t_test < 0.05 for p in found.values())
     assert alarms <= 0.06 * 200
 
@@ -75,19 +91,19 @@ def test_a_bootstrap_never_claims_more_than_its_resamples_can_tell() -> None:
 def test_pairs_matter() -> None:
     systems = recalls(0.0, 0.3)
     shuffled = systems | {"s0": np.random.default_rng(3).permutation(systems["s0"])}
-    assert against_best(systems)["s0"].t_test < against_best(shuffled)["s0"].t_test
+    assert paired_tests(systems)["s0"].t_test < paired_tests(shuffled)["s0"].t_test
 
 
 def test_systems_that_are_equal_do_not_differ() -> None:
     same = recalls(0.0)["s0"]
-    (found,) = against_best({"one": same, "other": same.copy()}).values()
+    (found,) = paired_tests({"one": same, "other": same.copy()}).values()
     assert (found.t_test, found.bootstrap) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("systems", [{"alone": np.ones(9)}, {"a": np.ones(1), "b": np.zeros(1)}])
 def test_nothing_to_test(systems: dict[str, np.ndarray]) -> None:
-    assert against_best(systems) == {}
+    assert paired_tests(systems) == {}
 
 
 def test_the_same_twice() -> None:
-    assert against_best(recalls(0.0, 0.1, 0.12)) == against_best(recalls(0.0, 0.1, 0.12))
+    assert paired_tests(recalls(0.0, 0.1, 0.12)) == paired_tests(recalls(0.0, 0.1, 0.12))

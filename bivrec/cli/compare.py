@@ -20,11 +20,14 @@ MODELS_HELP = (
 @click.command()
 @click.argument("domains", metavar="DOMAIN...", type=DOMAIN, nargs=-1, required=True)
 @click.option("--models", multiple=True, callback=comma_list, metavar="NAME,...", help=MODELS_HELP)
+@click.option("--reference", metavar="NAME",
+              help="The model whose lead is tested, if it was named in advance.  [default: the best]")  # fmt: skip
 @study_options
 @set_option
 def compare(
     domains: tuple[Path | str, ...],
     models: tuple[str, ...],
+    reference: str | None,
     seeds: tuple[int, ...],
     recipe: str,
     path: Path,
@@ -36,9 +39,9 @@ def compare(
     Every training is an ordinary Run in FOLDER/runs/DOMAIN/MODEL/seed-SEED. What is finished is kept: the same command
     goes on where it stopped, and may ask for more models, Domains and seeds. A model that fails does not stop the
     others. Writes comparison.md, .csv, .tex and .png into FOLDER: metrics on the test users with seen items kept and
-    removed, the significance of the best model's lead, training time, and the paper's figures.
+    removed, the significance of one model's lead, training time, and the paper's figures.
     """
     from bivrec.studies.compare import comparison
 
-    study = comparison(open_domains(domains), models)
+    study = comparison(open_domains(domains), models, reference)
     carry_out(study, "comparison", path, recipe, overrides, seeds, jobs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
               help="Also what is found and shown of items that were trained on never, seldom, and often.")  # fmt: skip
 @click.option("--test", is_flag=True,
               help="Test the lead of the best row in each metric: paired over the users, Holm-corrected.")  # fmt: skip
+@click.option("--reference", metavar="ROW", help="With --test: the row whose lead is tested, named in advance.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--plot", type=FOLDER, help="Write a picture of the recall (PNG).")
 @click.option("--per-user", type=FOLDER, help="New folder for one Parquet file of per-user metrics per row.")
@@ -60,6 +62,7 @@ def evaluate(
     cold: int | None,
     by_popularity: bool,
     test: bool,
+    reference: str | None,
     as_json: bool,
     plot: Path | None,
     per_user: Path | None,
@@ -87,6 +90,7 @@ def evaluate(
     if cold is not None and lists:
         raise BivrecError("--cold says how much of a history is read, which --lists settled already; leave one out")
     # Before the ranking, which may take long.
+    refuse_unused(("reference",), "--test", test)
     if test:
         check_libraries(("scipy",))
     if per_user is not None:
@@ -113,6 +117,8 @@ def evaluate(
         if row.name in rows:
             raise BivrecError(f"two rows are called '{row.name}'; rename the file or folder of one")
         rows[row.name] = row
+    if reference is not None and reference not in rows:
+        raise BivrecError(f"--reference '{reference}': there is no such row, but {', '.join(rows)}")
     told: dict[str, Any] = {
         "domain": opened.name,
         "protocol": opened.info.protocol,
@@ -123,14 +129,16 @@ def evaluate(
         "k": ks,
         "remove_seen": remove_seen,
         "cold": cold,
+        "reference": reference,
         "results": {name: row.result.metrics for name, row in rows.items()},
         "sources": {name: row.source for name, row in rows.items()},
         "id_weights": {name: row.id_weight for name, row in rows.items() if row.id_weight is not None},
     }
-    if test:
-        told["p_values"] = _p_values({name: row.result.per_user for name, row in rows.items()})
+    tests = partial(_p_values, reference=reference) if test else None
+    if tests:
+        told["p_values"] = tests({name: row.result.per_user for name, row in rows.items()})
     if by_popularity:
-        told["by_popularity"] = _by_popularity(rows, users, opened, _leading(ks), test)
+        told["by_popularity"] = _by_popularity(rows, users, opened, _leading(ks), tests)
     # Printed first, so that a full disk does not lose it.
     click.echo(json.dumps(told)) if as_json else _echo_table(told)
     if per_user is not None:
@@ -183,7 +191,7 @@ def _leading(ks: Sequence[int]) -> int:
 
 
 def _by_popularity(
-    rows: Mapping[str, _Row], users: EvaluationUsers, domain: Domain, k: int, test: bool
+    rows: Mapping[str, _Row], users: EvaluationUsers, domain: Domain, k: int, tests: Callable[..., Any] | None
 ) -> dict[str, Any]:
     """The recall at k of targets by how often the training users had them, and the shares of such items in lists."""
     from bivrec.evaluation.breakdown import PopularityGroups, coverage, recall_of
@@ -206,16 +214,18 @@ def _by_popularity(
             name: {**popularity.shares(recommended), "catalogue": coverage(recommended, domain.num_items)}
             for name, recommended in lists.items()
         },
-        **({"p_values": _p_values(per_user)} if test else {}),
+        **({"p_values": tests(per_user)} if tests else {}),
     }
 
 
-def _p_values(per_user: Mapping[str, Mapping[str, PerUser]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Metric -> row, but for the best -> p-values of the best row's lead; from row -> metric -> values of the users."""
-    from bivrec.studies.significance import against_best
+def _p_values(
+    per_user: Mapping[str, Mapping[str, PerUser]], reference: str | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metric -> row, but for the tested -> p-values of its lead; from row -> metric -> values of the users."""
+    from bivrec.studies.significance import paired_tests
 
     tests = {
-        metric: against_best({name: values[metric] for name, values in per_user.items()})
+        metric: paired_tests({name: values[metric] for name, values in per_user.items()}, reference)
         for metric in next(iter(per_user.values()))
     }
     return {metric: {name: asdict(p) for name, p in of_rows.items()} for metric, of_rows in tests.items()}
@@ -232,18 +242,18 @@ def _echo_table(told: Mapping[str, Any]) -> None:
     )
     click.echo(_protocol(told["remove_seen"], told["cold"]))
     if "p_values" in told:
-        click.echo(p_table(list(told["results"]), told["p_values"]))
+        click.echo(p_table(list(told["results"]), told["p_values"], told["reference"]))
     if "by_popularity" in told:
-        _echo_by_popularity(told["by_popularity"])
+        _echo_by_popularity(told["by_popularity"], told["reference"])
 
 
-def _echo_by_popularity(told: Mapping[str, Any]) -> None:
+def _echo_by_popularity(told: Mapping[str, Any], reference: str | None) -> None:
     click.echo(f"\n{told['metric']} by how often the training users had the target:")
     click.echo(results_table(told["results"], "model"))
     counts = (f"{told['targets'][group]:,} ({users:,})" for group, users in told["users"].items())
     click.echo(f"targets (users with any): {', '.join(counts)}")
     if "p_values" in told:
-        click.echo(p_table(list(told["results"]), told["p_values"]))
+        click.echo(p_table(list(told["results"]), told["p_values"], reference))
     k = told["metric"].partition("@")[2]
     click.echo(f"\nshares of such items in the lists of {k}, and of the catalogue that is in any list:")
     click.echo(results_table(told["recommended"], "model"))

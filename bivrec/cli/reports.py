@@ -133,22 +133,26 @@ def results_table(results: Mapping[str, Mapping[str, float]], label: str = "view
     return "\n".join(lines) + "\n(all in %)"
 
 
-def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Rows of p-values, aligned for a terminal."""
+def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, Mapping[str, float]]], reference: str | None) -> str:
+    """Rows of p-values, aligned for a terminal. reference: the row that was to be tested; None: the best."""
     width = max(len("p (t-test)"), *map(len, rows))
     lines = [f"{'p (t-test)':<{width}}  " + "  ".join(f"{metric:>12}" for metric in tests)]
     for row in rows:
-        cells = (_p_cell(row, of_rows) for of_rows in tests.values())
+        cells = (_p_cell(row, of_rows, "best" if reference is None else "tested") for of_rows in tests.values())
         lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
-    note = "(of so large a lead of the best row by chance; paired over the users, Holm-corrected over all pairs)"
+    note = (
+        "(of so large a lead of the best row by chance; paired over the users, Holm-corrected over all pairs)"
+        if reference is None
+        else f"(of so large a difference to {reference} by chance; paired over the users, Holm-corrected over the rows)"
+    )
     return "\n".join([*lines, note])
 
 
-def _p_cell(row: str, of_rows: Mapping[str, Mapping[str, float]]) -> str:
+def _p_cell(row: str, of_rows: Mapping[str, Mapping[str, float]], tested: str) -> str:
     if not of_rows:
         # Of one user nothing can be said.
         return "-"
-    return _p(of_rows[row]["t_test"]) if row in of_rows else "best"
+    return _p(of_rows[row]["t_test"]) if row in of_rows else tested
 
 
 def _p(value: float) -> str:

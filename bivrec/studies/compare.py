@@ -15,10 +15,12 @@ MODELS = (*FLOORS, *SYSTEMS)
 VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
 
 
-def comparison(domains: Sequence[Domain], models: Sequence[str] = ()) -> Study:
+def comparison(domains: Sequence[Domain], models: Sequence[str] = (), reference: str | None = None) -> Study:
     """The study of the named models (none: all that the Domain's features allow) on each Domain.
 
-    Raises BivrecError if a name is unknown, or a Domain lacks the features that a named model reads.
+    reference: the model whose lead is tested (see `paired_tests`).
+    Raises BivrecError if a name is unknown, the reference is not among them, or a Domain lacks the features that a
+    named model reads.
     """
     unknown = [name for name in models if name not in MODELS]
     if unknown:
@@ -30,8 +32,11 @@ def comparison(domains: Sequence[Domain], models: Sequence[str] = ()) -> Study:
             if name not in fitting:
                 raise BivrecError(f"--models {name}: {domain.path} has no features; run `bivrec encode {domain.path}`")
             entries.append(_entry(domain, name))
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    if reference is not None and reference not in names:
+        raise BivrecError(f"--reference {reference}: not among the models, which are {', '.join(names)}")
     title = f"Comparison on {', '.join(domain.name for domain in domains)}"
-    return Study(title, tuple(entries), tuple(_notes(entries)))
+    return Study(title, tuple(entries), tuple(_notes(entries)), reference=reference)
 
 
 def _notes(entries: Sequence[Entry]) -> Iterator[str]:

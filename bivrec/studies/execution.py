@@ -48,6 +48,6 @@ def carry_out(
         if finish is not None:
             measured = finish(workshop, measured)
         if measured:
-            write_tables(path, name, study, tables_of(measured))
+            write_tables(path, name, study, tables_of(study, measured))
             picture(path / f"{name}.png", study, measured)
     return failed

@@ -1,4 +1,4 @@
-"""Whether the best system's lead over each other one is more than chance: paired tests over users."""
+"""Whether one system's lead over each other one is more than chance: paired tests over users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRAWS_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class PValues:
-    """Probabilities, were there no difference, of one at least as large; corrected for the pairs of systems."""
+    """Probabilities, were there no difference, of one at least as large; corrected for the number of tests."""
 
     t_test: float
     bootstrap: float
@@ -32,20 +32,23 @@ def check_libraries(names: Sequence[str]) -> None:
         raise BivrecError(f'{" and ".join(absent)}: not installed; run `pip install "bivrec[compare]"`')
 
 
-def against_best(systems: Mapping[str, PerUser], resamples: int = RESAMPLES) -> dict[str, PValues]:
-    """P-values of the difference in means between the best system and each other one, two-sided, paired over users.
+def paired_tests(
+    systems: Mapping[str, PerUser], reference: str | None = None, resamples: int = RESAMPLES
+) -> dict[str, PValues]:
+    """P-values of the difference in means between one system and each other one, two-sided, paired over users.
 
     systems: name -> a metric of each user [U], the users in one order (of several seeds: the mean over seeds).
     The t-test is Student's for pairs; the bootstrap resamples users (Efron & Tibshirani 1993, chapter 15), from a
-    fixed seed. Both are corrected by Holm's method over all pairs of systems: the best was not named in advance, so
-    that any of them might have been tested. The best is not in the result.
+    fixed seed. Both are corrected by Holm's method: over the other systems if the one to be tested, `reference`, was
+    named before anything was measured; else it is the best, and since any of them might have been that, over all pairs.
+    The one that is tested is not in the result.
     """
-    best = max(systems, key=lambda name: systems[name].mean())
-    others = [name for name in systems if name != best]
-    if not others or len(systems[best]) < 2:
+    tested = reference or max(systems, key=lambda name: systems[name].mean())
+    others = [name for name in systems if name != tested]
+    if not others or len(systems[tested]) < 2:
         return {}
-    differences = np.stack([systems[best] - systems[name] for name in others], axis=1)
-    pairs = len(systems) * (len(systems) - 1) // 2
+    differences = np.stack([systems[tested] - systems[name] for name in others], axis=1)
+    pairs = len(others) if reference else len(systems) * (len(systems) - 1) // 2
     t_tests, bootstraps = (holm(p, pairs) for p in (_t_test(differences), paired_bootstrap(differences, resamples)))
     return {name: PValues(t, b) for name, t, b in zip(others, t_tests, bootstraps, strict=True)}
 

@@ -93,6 +93,8 @@ class Study:
     """What a reader must know, and what was left out and why."""
     split: str = "test"
     """Whose users are asked."""
+    reference: str | None = None
+    """The entry that is tested against the others, named in advance; None: the one that turns out best."""
     settings: str = ""
     """How everything was trained, in a sentence."""
     command: str = ""

@@ -13,7 +13,7 @@ import pandas as pd
 from bivrec.data.domain import Domain
 from bivrec.data.info import LEAVE_ONE_OUT
 from bivrec.files import new_file
-from bivrec.studies.significance import PValues, against_best
+from bivrec.studies.significance import PValues, paired_tests
 from bivrec.studies.study import K, Measured, Study
 
 METRICS = tuple(f"{name}@{K}" for name in ("recall", "ndcg", "ndcg_hits", "hr"))
@@ -33,7 +33,7 @@ class Table:
     remove_seen: bool
     rows: tuple[Measured, ...]
     p_values: dict[str, PValues]
-    """Name of a row -> of the difference between it and the best row; the best itself is not in it."""
+    """Name of a row -> of the difference between it and the row that is tested, which itself is not in it."""
 
     @property
     def heading(self) -> str:
@@ -46,7 +46,7 @@ class Table:
         return {metric: 100 * values.mean(1) for metric, values in row.per_user(self.remove_seen).items()}
 
 
-def tables_of(measured: Sequence[Measured]) -> list[Table]:
+def tables_of(study: Study, measured: Sequence[Measured]) -> list[Table]:
     """A table for each Domain, group and protocol; rows in the order of the study."""
     groups: dict[tuple[Path, str], list[Measured]] = {}
     for row in measured:
@@ -55,7 +55,9 @@ def tables_of(measured: Sequence[Measured]) -> list[Table]:
     for (_, group), rows in groups.items():
         for remove_seen in (False, True):
             users = {row.entry.name: row.per_user(remove_seen)[TESTED].mean(0) for row in rows}
-            tables.append(Table(rows[0].entry.domain, group, remove_seen, tuple(rows), against_best(users)))
+            # It may have failed.
+            reference = study.reference if study.reference in users else None
+            tables.append(Table(rows[0].entry.domain, group, remove_seen, tuple(rows), paired_tests(users, reference)))
     return tables
 
 
@@ -175,10 +177,11 @@ def _caption(study: Study, table: Table) -> str:
         unequal = " (some trainings have not ended: not every model has all)" if len(counts) > 1 else ""
         parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{unequal}{spread}.")
     if table.p_values:
-        best = next(row.entry.name for row in table.rows if row.entry.name not in table.p_values)
+        tested = next(row.entry.name for row in table.rows if row.entry.name not in table.p_values)
+        corrected = "the other models, with this one named in advance" if tested == study.reference else "all pairs"
         parts.append(
-            f"p: {TESTED} of {best} against each other model, paired over users (means over seeds), Holm-corrected "
-            "over all pairs; the trainings are taken as they are, what other seeds would change is not in it."
+            f"p: {TESTED} of {tested} against each other model, paired over users (means over seeds), Holm-corrected "
+            f"over {corrected}; the trainings are taken as they are, what other seeds would change is not in it."
         )
     return " ".join(parts)
 
