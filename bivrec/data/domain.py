@@ -148,6 +148,11 @@ class Domain:
             cutoff=self.info.cutoffs.get(split),
         )
 
+    @property
+    def num_trained_items(self) -> int:
+        """T: items 1..T are in the training sequences, T + 1..V in others alone."""
+        return int(self.sequences("train").items.max())
+
     def item_table(self) -> datasets.Dataset:
         """Rows of item_id, title, text, image; row k is item index k + 1."""
         return datasets.load_from_disk(str(self.path / "items"), keep_in_memory=False)

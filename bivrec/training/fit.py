@@ -69,8 +69,8 @@ def fit(
                 locks.enter_context(locked(path))
         set_seed(config.training.seed)
         model = make_model().to(accelerator.device)
-        if config.training.id_init == "spectral" and not resume:
-            _start_from_spectrum(model, domain, config.training.seed)
+        if not resume:
+            _start_tables(model, domain, config)
         trainer = Trainer(model, domain, config, accelerator, pretrained)
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
@@ -119,14 +119,19 @@ def _check_evaluable(domain: Domain) -> None:
 
 
 @torch.no_grad()
-def _start_from_spectrum(model: BiVRecNetwork, domain: Domain, seed: int) -> None:
-    """Give items of the ID table spectral vectors, as long as random ones; those that no user had keep theirs."""
+def _start_tables(model: BiVRecNetwork, domain: Domain, config: Config) -> None:
+    """Where the rows of the ID tables start: with no vector for items that are not trained on, like those that come to
+    a catalogue later, and if it is so configured with spectral vectors, as long as random ones, for the others."""
+    trained = slice(1, domain.num_trained_items + 1)
     for table in id_tables(model):
+        table.weight[trained.stop :] = 0
+        if config.training.id_init != "spectral":
+            continue
         # Once: of a large catalogue they take gigabytes, and rounding, with it signs, differs between machines.
         if PartialState().is_main_process:
-            vectors = spectral_vectors(domain, table.embedding_dim, seed).to(table.weight)
+            vectors = spectral_vectors(domain, table.embedding_dim, config.training.seed).to(table.weight)
             known = vectors.any(1)
-            table.weight[known] = vectors[known] * table.weight[1:].norm(dim=1).mean()
+            table.weight[known] = vectors[known] * table.weight[trained].norm(dim=1).mean()
         # Data parallelism leaves large tables to each process.
         table.weight.copy_(broadcast(table.weight.data))
 
