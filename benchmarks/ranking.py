@@ -42,7 +42,7 @@ class KnownInterests(ModelScorer):
 
     def encode(self, histories: Tensor) -> EncodedUsers:
         """The interests of users, without anything that they had."""
-        return EncodedUsers([self.interests[histories[:, 0]]], histories[:, :0])
+        return EncodedUsers([self.interests[histories[:, 0]]], histories[:, :0], torch.zeros(len(histories)))
 
 
 Ranker = Callable[[Tensor, "Tensor | None"], Tensor]

@@ -349,8 +349,9 @@ class BiVRec(_Published):
         if self._rows is None:
             return self.weights
         tables = {f"{name}.table.weight" for name, part in network.named_modules() if isinstance(part, IdItems)}
-        # Row 0 is padding, a zero vector, and so what a new item has.
-        return {name: value[self._rows] if name in tables else value for name, value in self.weights.items()}
+        # Row 0 is padding, a zero vector that is not trusted, and so what a new item has.
+        of_items = {*tables, "id_trust"}
+        return {name: value[self._rows] if name in of_items else value for name, value in self.weights.items()}
 
 
 def load(source: str) -> Tower | BiVRec:

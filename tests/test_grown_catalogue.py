@@ -76,7 +76,11 @@ def test_known_items_keep_their_scores(joint: Path, source: Domain, grown: Domai
     moved = torch.tensor([[place[ids[item - 1]] for item in row] for row in histories.tolist()])
     expected = scores(before.scorer(view), histories)[:, torch.tensor(known) - 1]
     found = scores(now.scorer(view), moved)
-    torch.testing.assert_close(found[:, [place[ids[row - 1]] - 1 for row in known]], expected)
+    # Where both views rank, how far apart their scores lie is found from the catalogue, which is another one.
+    tolerance = 0.01 if view == "both" else 1e-5
+    torch.testing.assert_close(
+        found[:, [place[ids[row - 1]] - 1 for row in known]], expected, atol=tolerance, rtol=tolerance
+    )
     # A view that knows new items scores them by what they are.
     of_new = found[:, -len(NEW) :]
     by_content = view != "id" or now.config.id_items == "ids+features"

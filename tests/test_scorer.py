@@ -26,8 +26,11 @@ def scores(model: BiVRecNetwork, view: str, first: int = 1, last: int = NUM_ITEM
 
 
 @torch.no_grad()
-def slow_scores(model: BiVRecNetwork, view: str) -> Tensor:
-    """max_k v_k . x_i or log sum_k exp(v_k . x_i), one history and one item at a time."""
+def slow_scores(model: BiVRecNetwork, view: str, had: bool = True) -> Tensor:
+    """max_k v_k . x_i or log sum_k exp(v_k . x_i), one history and one item at a time.
+
+    had: with the repeat bias of what a history has.
+    """
     tower = model.tower(view)
 
     def pool(scores: list[float]) -> float:
@@ -39,7 +42,7 @@ def slow_scores(model: BiVRecNetwork, view: str) -> Tensor:
         read = tower.encode_histories(tower.encode_items(history[None]), history[None] > 0).vectors[0, -1]
         vectors = [tower.encode_items(torch.tensor([item]))[0] for item in range(1, NUM_ITEMS + 1)]
         rows.append([pool([float(interest @ vector) for interest in read]) for vector in vectors])
-        for item in {*history.tolist()} - {0}:
+        for item in {*history.tolist()} - {0} if had else ():
             rows[-1][item - 1] += float(model.repeat_bias(view) or 0)
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -52,10 +55,27 @@ def test_the_score_follows_the_interests(view: str, changes: dict) -> None:
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
-def test_both_is_the_weighted_sum_of_the_views(changes: dict) -> None:
-    model = tiny_model(**changes)
+def test_both_is_the_weighted_product_of_the_distributions_of_the_views(changes: dict) -> None:
+    """With the weight of each item by how well the ID view knows it."""
+    model = tiny_model(**changes).eval()
     model.id_weight.fill_(0.75)
-    torch.testing.assert_close(scores(model, "both"), 0.75 * scores(model, "id") + 0.25 * scores(model, "mm"))
+    model.id_trust.copy_(torch.linspace(1, 0, NUM_ITEMS + 1))
+    # The distributions are over the items that are trained on, which are all but the last.
+    levels = {view: slow_scores(model, view, had=False)[:, :-1].logsumexp(1) for view in ("id", "mm")}
+    of_id, of_mm = (slow_scores(model, view) - levels[view][:, None] for view in ("id", "mm"))
+    shares = 0.75 * model.id_trust[1:].double()
+    expected = (shares * of_id + (1 - shares) * of_mm).log_softmax(1)
+    torch.testing.assert_close(scores(model, "both").double().log_softmax(1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_item_that_the_id_view_does_not_know_is_ranked_by_content() -> None:
+    model = tiny_model(repeat_bias=True)
+    model.id_trust.copy_((torch.arange(NUM_ITEMS + 1) < 15).float())
+    untrusted = slice(14, None)
+    differences = scores(model, "both")[:, untrusted] - scores(model, "mm")[:, untrusted]
+    torch.testing.assert_close(differences, differences[:, :1].expand_as(differences))
+    model.id_trust.zero_()
+    torch.testing.assert_close(scores(model, "both"), scores(model, "mm"))
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))

@@ -30,6 +30,8 @@ def make_model(views: tuple[str, ...] = ("id",), seed: int = 0, repeat_bias: flo
     model = BiVRecNetwork({name: towers[name]() for name in views})
     assert model.repeat_biases is not None
     nn.init.constant_(model.repeat_biases, repeat_bias)
+    if len(views) > 1:
+        nn.init.uniform_(model.id_trust)
     return model
 
 
@@ -44,7 +46,7 @@ class Bounding(ModelScorer):
     def encode(self, histories: Tensor) -> EncodedUsers:
         if self.interests is None:
             return super().encode(histories)
-        return EncodedUsers([self.interests[histories[:, 0]]], histories[:, :0])
+        return EncodedUsers([self.interests[histories[:, 0]]], histories[:, :0], torch.zeros(len(histories)))
 
 
 class NoBounds(Bounding):

@@ -90,6 +90,13 @@ def test_they_have_no_id_vectors(domain: Domain, run: Run) -> None:
     assert not known[domain.num_trained_items + 1 :].any()
 
 
+def test_the_id_view_is_trusted_with_what_it_has_seen(domain: Domain, run: Run) -> None:
+    trust = weights(run, "best")["id_trust"]
+    for item in range(domain.num_items + 1):
+        count = int((domain.sequences("train").items == item).sum())
+        assert float(trust[item]) == pytest.approx(count / (count + 2))
+
+
 def test_they_are_recommended_by_their_content(domain: Domain, run: Run, tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     succeed("recommend", domain.path, "--run", run.path, "--to", lists, "--k", 10)

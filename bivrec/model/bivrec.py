@@ -13,7 +13,9 @@ class BiVRecNetwork(nn.Module):
     """An ID tower, a multimodal tower, and what joins them; a single view, or a baseline, has only its tower."""
 
     id_weight: Tensor
-    """Share of the ID view where both views rank together; the rest is the multimodal view's."""
+    """Share of the ID view where both views rank together, of items that it knows well; the rest is the other's."""
+    id_trust: Tensor
+    """[V + 1]: how well the ID view knows an item: 0 where it was not trained on it, nearly 1 where it often was."""
 
     def __init__(self, towers: dict[str, TowerNetwork]) -> None:
         super().__init__()
@@ -23,6 +25,7 @@ class BiVRecNetwork(nn.Module):
         self.repeat_biases = nn.Parameter(torch.zeros(len(towers))) if learns_repeats else None
         if len(towers) > 1:
             self.register_buffer("id_weight", torch.tensor(0.5))
+            self.register_buffer("id_trust", torch.ones(self.num_items + 1))
             self.cross_view = CrossViewProjection(config.hidden_size, config.num_interests[-1])
 
     @property

@@ -13,9 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, set_seed
+from torch import Tensor
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
@@ -35,6 +37,8 @@ from bivrec.training.objective import id_tables
 from bivrec.training.run import FORMAT_VERSION, MARKS, Run, RunInfo, domain_record
 
 RESULT_KS = (10, 20, 50)
+HALF_TRUSTED = 2
+"""Training interactions of an item for which the ID view counts half of what it counts for others."""
 
 
 def fit(
@@ -71,6 +75,8 @@ def fit(
         model = make_model().to(accelerator.device)
         if not resume:
             _start_tables(model, domain, config)
+            if len(model.views) > 1:
+                model.id_trust.copy_(id_trust(domain))
         trainer = Trainer(model, domain, config, accelerator, pretrained)
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
@@ -116,6 +122,12 @@ def _check_evaluable(domain: Domain) -> None:
                 f"{domain.location}: no {split} user has 2 interactions or more, so that the training could not be "
                 "evaluated; prepare the Domain from more data, or with another split"
             )
+
+
+def id_trust(domain: Domain) -> Tensor:
+    """[V + 1]: n / (n + HALF_TRUSTED) of an item with n training interactions."""
+    count = torch.from_numpy(np.bincount(domain.sequences("train").items, minlength=domain.num_items + 1))
+    return count / (count + HALF_TRUSTED)
 
 
 @torch.no_grad()
