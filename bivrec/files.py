@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.errors import BivrecError
+from bivrec.locks import LOCK_FILE
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def check_new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str
         advice = " or pass --overwrite" if marks else ""
         raise BivrecError(f"{path}: exists already; choose another folder{advice}")
     absent = [mark for mark in marks if not (path / mark).is_file()]
-    if absent and (held := sorted(entry.name for entry in path.iterdir())):
+    if absent and (held := sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE)):
         more = f" and {len(held) - 3} more" if len(held) > 3 else ""
         raise BivrecError(
             f"{path}: holds {', '.join(held[:3])}{more}, but no {absent[0]}, so that --overwrite does not replace it; "

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "errors": (),
     "version": (),
     "memory": (),
-    "files": ("errors",),
+    "files": ("errors", "locks"),
     "locks": ("errors",),
     "config": ("errors",),
     "repository": ("errors",),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stages import NOISELESS, config, interrupt_at, same, settings, train_losses, weights
+from stages import NOISELESS, config, interrupt_at, same, settings, train_losses, untrained, weights
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
@@ -18,9 +18,11 @@ from bivrec.data.domain import Domain, write_domain
 from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import EvaluationResult
-from bivrec.locks import locked
+from bivrec.locks import LOCK_FILE, locked
+from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.pretrain import pretrain, resume
 from bivrec.training.checkpoint import Progress
+from bivrec.training.fit import fit
 from bivrec.training.loop import Trainer
 from bivrec.training.run import Run
 
@@ -206,6 +208,31 @@ def test_a_new_run_is_locked_as_well(source: Domain, tmp_path: Path, monkeypatch
         pretrain(source, tmp_path / "run", with_steps(1, 1), overwrite=True)
     resume(tmp_path / "run")
     assert len(refused) == 3
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_another_began_meanwhile_is_not_replaced(source: Domain, tmp_path: Path, empty: bool) -> None:
+    """Of two commands to one folder that there was not yet, or that was empty, one trains, whatever both say."""
+    path, wanted = tmp_path / "run", with_steps(1, 1)
+    if empty:
+        path.mkdir()
+    told = []
+
+    def slow_model() -> BiVRecNetwork:
+        try:
+            pretrain(source, path, wanted, overwrite=True)
+        except BivrecError as fault:
+            told.append(str(fault))
+        return untrained(source, wanted)
+
+    try:
+        fit("pretrain", source, path, wanted, source.info.features, slow_model, overwrite=True)
+    except BivrecError as fault:
+        told.append(str(fault))
+    assert len(told) == 1
+    assert ("is at work in this folder" if empty else f"{path}: another process has made it meanwhile") in told[0]
+    assert len([line for line in Run.open(path).metrics() if line["split"] == "train"]) == 1
+    assert not (path / LOCK_FILE).exists()
 
 
 # Which weights are kept

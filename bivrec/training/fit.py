@@ -66,10 +66,11 @@ def fit(
     _check_folder(path, overwrite, resume)
     _check_evaluable(domain)
     accelerator = make_accelerator(str(path), tracker)
+    there = path.exists()
     with ExitStack() as locks:
         # Neither is a Run replaced that another process trains.
         with failing_alike():
-            if accelerator.is_main_process and all((path / mark).exists() for mark in MARKS):
+            if accelerator.is_main_process and there:
                 locks.enter_context(locked(path))
         set_seed(config.training.seed)
         model = make_model().to(accelerator.device)
@@ -81,8 +82,11 @@ def fit(
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
             if accelerator.is_main_process and not resume:
+                if path.exists() and not there:
+                    raise BivrecError(f"{path}: another process has made it meanwhile; choose another --to")
                 info = _run_info(stage, domain, config, features, started_from, known_items, accelerator)
-                Run.create(path, info, domain.item_ids(), overwrite)
+                # Only what is locked is replaced.
+                Run.create(path, info, domain.item_ids(), overwrite and there)
                 locks.enter_context(locked(path))
         run = Run.open(path)
         if tracker is not None:
