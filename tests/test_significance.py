@@ -100,6 +100,17 @@ def test_systems_that_are_equal_do_not_differ() -> None:
     assert (found.t_test, found.bootstrap) == (1.0, 1.0)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("users", [2, 4, 60])
+@pytest.mark.parametrize("lead", [1.0, 0.1])
+def test_two_users_prove_little(users: int, lead: float) -> None:
+    """One lead for all has no variance, which would make it certain; users of no preference agree as often as coins."""
+    systems = {"best": lead + np.linspace(0, 0.5, users), "other": np.linspace(0, 0.5, users)}
+    (found,) = against_best(systems, resamples=999).values()
+    expected = stats.binomtest(users, users).pvalue
+    assert (found.t_test, found.bootstrap) == pytest.approx((expected, max(expected, 2 / 1000)))
+
+
 @pytest.mark.parametrize("systems", [{"alone": np.ones(9)}, {"a": np.ones(1), "b": np.zeros(1)}])
 def test_nothing_to_test(systems: dict[str, np.ndarray]) -> None:
     assert paired_tests(systems) == {}

@@ -57,7 +57,7 @@ def paired_bootstrap(differences: PerUser, resamples: int = RESAMPLES, seed: int
     """Two-sided p-values of the mean of each column of `differences` [U, M] being zero.
 
     Means of users drawn with replacement; p is twice the share of means on the other side of zero, and never below
-    2 / (resamples + 1), since that many resamples cannot tell less.
+    2 / (resamples + 1), since that many resamples cannot tell less, nor below that of `_sign_test`.
     """
     num_users = len(differences)
     generator = np.random.default_rng(seed)
@@ -71,7 +71,8 @@ def paired_bootstrap(differences: PerUser, resamples: int = RESAMPLES, seed: int
         times = np.bincount((rows + drawn).ravel(), minlength=count * num_users).reshape(count, num_users)
         means = times @ differences
         below, above = below + (means <= 0).sum(0), above + (means >= 0).sum(0)
-    return [float(min(1.0, 2 * (least + 1) / (resamples + 1))) for least in np.minimum(below, above)]
+    smallest = _sign_test(num_users)
+    return [float(min(1.0, max(smallest, 2 * (least + 1) / (resamples + 1)))) for least in np.minimum(below, above)]
 
 
 def holm(p_values: Sequence[float], tests: int) -> list[float]:
@@ -90,5 +91,16 @@ def holm(p_values: Sequence[float], tests: int) -> list[float]:
 def _t_test(differences: PerUser) -> list[float]:
     from scipy.stats import ttest_rel
 
-    # Systems that agree on every user have no variance to divide by, and no difference either.
-    return [float(ttest_rel(column, np.zeros_like(column)).pvalue) if column.any() else 1.0 for column in differences.T]
+    p_values = []
+    for column in differences.T:
+        # t is not defined without a variance, which differences that are all alike, as those of few users may be, lack.
+        if np.allclose(column, column[0]):
+            p_values.append(1.0 if np.allclose(column, 0) else _sign_test(len(column)))
+        else:
+            p_values.append(float(ttest_rel(column, np.zeros_like(column)).pvalue))
+    return p_values
+
+
+def _sign_test(num_users: int) -> float:
+    """Two-sided p-value of differences that all have one sign: the least that so many users can tell."""
+    return 2.0 ** (1 - num_users)
