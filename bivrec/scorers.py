@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ class NamedScorer:
     """Of a model or Run its name, commit on the Hub (`revision`; None: a folder), and checksum of the weights."""
     id_weight: float | None = None
     """Share of the ID view where both rank together; None: one alone."""
-    warning: str | None = None
-    """What the reader of its lists must know; None: nothing."""
+    warnings: tuple[str, ...] = ()
+    """What the reader of its lists must know."""
+    not_zero_shot: str | None = None
+    """Why the results of a tower on a Domain that is not its own are not zero-shot, and what to do; None: they are."""
 
 
 def named_scorers(
@@ -51,29 +53,25 @@ def named_scorers(
     *,
     view: str = "all",
     zero_shot: bool = False,
-    warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[NamedScorer]:
     """Scorers for `domain`, one at a time so that only one model is in memory.
 
     view: id, mm, both, or all that a model has. zero_shot: of Runs and joint models, use the tower alone, on a Domain
-    that it was not trained on. warn: is told of towers that were trained on items of the Domain, whose names say it,
-    and of Runs that have not ended.
+    that it was not trained on. The names of towers that were trained on items of the Domain say it.
     Raises BivrecError for what cannot be opened, or does not fit the Domain.
     """
     for floor in floors:
         yield NamedScorer(floor, fit_floor(floor, domain), "floor", {"name": floor})
     for source in published:
-        yield from _published(domain, source, load(source), view, zero_shot, warn)
+        yield from _published(domain, source, load(source), view, zero_shot)
     for path, name in zip(runs, distinct_names(runs, [path.name for path in runs]), strict=True):
         run = Run.open(path)
-        if line := run.unfinished():
-            warn(line)
         if zero_shot:
             _refuse_id(name, view)
-            yield _stranger(domain, tower_of_run(run), name, "run", warn)
+            found = iter([_stranger(domain, tower_of_run(run), name, "run")])
         else:
-            model = run.load_model(domain)
-            yield from _views(model, view, name, "run", source_of_run(run))
+            found = _views(run.load_model(domain), view, name, "run", source_of_run(run))
+        yield from (_of_run(named, run) for named in found)
 
 
 def recommender(
@@ -92,13 +90,19 @@ def recommender(
         model = load(published)
         if isinstance(model, BiVRec) and not zero_shot:
             return _on_any_catalogue(domain, model, view, published.rstrip("/"), "model")
-        return next(_published(domain, published, model, view, zero_shot, warn=lambda line: None))
+        return next(_published(domain, published, model, view, zero_shot))
     assert run is not None
     opened = Run.open(run)
     changed = opened.info.domain["catalogue"] != domain_record(domain)["catalogue"]
     if changed and "id" in opened.config.training.views and not zero_shot:
-        return _on_any_catalogue(domain, model_of_run(opened), view, run.name, "run")
+        return _of_run(_on_any_catalogue(domain, model_of_run(opened), view, run.name, "run"), opened)
     return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot))
+
+
+def _of_run(named: NamedScorer, run: Run) -> NamedScorer:
+    """With a warning if the training has not ended."""
+    line = run.unfinished()
+    return replace(named, warnings=(line, *named.warnings)) if line else named
 
 
 def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:
@@ -107,14 +111,7 @@ def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind:
     return replace(found, name=f"{found.name}, {new:,} new item{'s' if new > 1 else ''}") if new else found
 
 
-def _published(
-    domain: Domain,
-    source: str,
-    model: Tower | BiVRec,
-    view: str,
-    zero_shot: bool,
-    warn: Callable[[str], None],
-) -> Iterator[NamedScorer]:
+def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, zero_shot: bool) -> Iterator[NamedScorer]:
     name = source.rstrip("/")
     if isinstance(model, BiVRec):
         if not zero_shot:
@@ -131,32 +128,33 @@ def _published(
     if model.catalogue == domain_record(domain)["catalogue"] and not zero_shot:
         yield NamedScorer(f"{name} mm", _scorer(zero_shot_model(domain, model), "mm"), "model", model.source)
     else:
-        yield _stranger(domain, model, name, "model", warn)
+        yield _stranger(domain, model, name, "model")
 
 
-def _stranger(domain: Domain, tower: Tower, name: str, kind: str, warn: Callable[[str], None]) -> NamedScorer:
+def _stranger(domain: Domain, tower: Tower, name: str, kind: str) -> NamedScorer:
     """The tower on a Domain that is not its own: it is `zero-shot`, unless it was trained on some of the items."""
     scorer = _scorer(zero_shot_model(domain, tower), "mm")
-    share, warning = share_known(domain, tower.item_sketch), _reads_zeros(domain, tower)
+    named = NamedScorer(f"{name} zero-shot", scorer, kind, tower.source, warnings=_reads_zeros(domain, tower))
+    share = share_known(domain, tower.item_sketch)
     if share <= UNKNOWN_ENOUGH:
-        return NamedScorer(f"{name} zero-shot", scorer, kind, tower.source, warning=warning)
+        return named
     known = f"trained on {100 * share:.0f} % of these items"
-    warn(
+    advice = (
         f"{tower.source['name']}: {known}, and perhaps with these users, so that its results are not zero-shot; "
         "leave the items out with `bivrec prepare ... --without DOMAIN`, the Domain of its training"
     )
-    return NamedScorer(f"{name} {known}", scorer, kind, tower.source, warning=warning)
+    return replace(named, name=f"{name} {known}", not_zero_shot=advice)
 
 
-def _reads_zeros(domain: Domain, tower: Tower) -> str | None:
-    """A line if no item of the Domain has a modality that the tower reads; None if some items have each."""
+def _reads_zeros(domain: Domain, tower: Tower) -> tuple[str, ...]:
+    """A line if no item of the Domain has a modality that the tower reads."""
     absent = absent_modalities(tower.features, domain)
     if not absent:
-        return None
+        return ()
     left = " and ".join(name for name in tower.features if name not in absent)
     return (
         f"{tower.source['name']}: reads {' and '.join(tower.features)}, but no item of {domain.name} has "
-        f"{' or '.join(absent)}; it ranks by {left} alone"
+        f"{' or '.join(absent)}; it ranks by {left} alone",
     )
 
 

@@ -144,7 +144,9 @@ def test_a_training_that_has_not_ended_is_told(chain: Path, tmp_path: Path, monk
         assert "interrupted at step 5" in bivrec("pretrain", source, "--to", run, *recipe).stderr
     publish = ("publish", run, "--to", tmp_path / "model", "--overwrite")
     evaluate = ("evaluate", source, "--run", run)
-    for command in (publish, evaluate):
+    recommend = ("recommend", source, "--run", run, "--to", tmp_path / "lists.csv", "--overwrite")
+    elsewhere = ("recommend", chain / "world/target", *recommend[2:], "--zero-shot")
+    for command in (publish, evaluate, recommend, elsewhere):
         result = bivrec(*command)
         assert result.exit_code == 0, result.output
         assert result.stderr == (

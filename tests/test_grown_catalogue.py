@@ -110,8 +110,11 @@ def test_a_domain_may_be_replaced_by_the_changed_one(source: Domain, grown: Doma
     shutil.rmtree(shop)
     shutil.copytree(grown.path, shop)
     options = ("--run", tmp_path / "run", "--k", grown.num_items)
-    said = succeed("recommend", shop, *options, "--to", tmp_path / "lists.csv")
-    assert f"both, {len(NEW)} new items" in said
+    for ended in (True, False):
+        said = bivrec("recommend", shop, *options, "--to", tmp_path / "lists.csv", "--overwrite")
+        assert f"both, {len(NEW)} new items" in said.stdout
+        assert ("run: not ended (step" in said.stderr) != ended
+        (tmp_path / "run/results.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("kind", ["--from-hub", "--run"])

@@ -108,7 +108,7 @@ def evaluate(
     for row in chain(
         _listed(lists, opened, users, ks, remove_seen),
         _ranked(
-            named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot, warn=_warn),
+            named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot),
             users,
             ks,
             remove_seen,
@@ -162,9 +162,13 @@ def _ranked(
 ) -> Iterator[_Row]:
     from bivrec.evaluation.ranking import evaluate as rank
 
+    told: set[str] = set()
     for named in scorers:
-        if named.warning:
-            _warn(named.warning)
+        for line in (*named.warnings, named.not_zero_shot):
+            # Of all views of a Run it is one.
+            if line and line not in told:
+                told.add(line)
+                _warn(line)
         result = rank(named.scorer, users, ks, remove_seen)
         yield _Row(named.name, result, {"kind": named.kind, **named.source}, named.id_weight)
 

@@ -96,8 +96,8 @@ def recommend(
         raise BivrecError(f"{history}: {len(users):,} users; give --to FILE, or --user ID to print the list of one")
     allowed = _allowed(opened, only, str(columns["item_column"])) if only else None
     model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
-    if model.warning:
-        click.echo(f"Warning: {model.warning}", err=True)
+    for line in model.warnings:
+        click.echo(f"Warning: {line}", err=True)
     titles = titles or to is None
     tables = ranked(
         opened, model.scorer, users, k, remove_seen=remove_seen, allowed=allowed, titles=titles, because=because
