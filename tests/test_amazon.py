@@ -100,6 +100,10 @@ def test_faults(tmp_path):
         read_amazon([reviews], [lines(tmp_path / "m.json", [{"title": "x"}])])
     with pytest.raises(BivrecError, match=r"row 1: expected user_id, parent_asin, timestamp or reviewerID, asin"):
         read_amazon([lines(tmp_path / "x.json", [{"a": 1}])])
+    new = lines(tmp_path / "new.json", REVIEWS_2023)
+    for files in ([reviews, new], [new, new, reviews]):
+        with pytest.raises(BivrecError, match=r"new\.json is of the set of 2023, .*/r\.json of an older one.*one set$"):
+            read_amazon(files)
     damaged = lines(tmp_path / "r.json.gz", REVIEWS_2014 * 1000)
     damaged.write_bytes(damaged.read_bytes()[:-40])
     with pytest.raises(BivrecError, match=r"r\.json\.gz: after row \d+: cannot be read"):

@@ -20,7 +20,7 @@ from bivrec.data.columns import ID, PARQUET, TIME, column_names, kind_of, read_c
 from bivrec.data.raw import RawData, catalogue_table, encode_ids
 from bivrec.errors import BivrecError
 
-# User, item, time (2014 and 2018: in seconds, 2023: in milliseconds).
+# User, item, time (2023: in milliseconds; 2014 and 2018: in seconds).
 REVIEW_COLUMNS = (("user_id", "parent_asin", "timestamp"), ("reviewerID", "asin", "unixReviewTime"))
 ITEM_KEYS = ("parent_asin", "asin")
 # Each line is the fields of which the sets use one.
@@ -33,9 +33,12 @@ def read_amazon(reviews: Sequence[Path], metadata: Sequence[Path] = (), *, image
     """Read JSON lines (also with .gz), Parquet, or CSV with a header; several files are read one after another.
 
     The metadata of 2014 may be Python literals instead of JSON. An item's image is the file of `images` named by its
-    asin. Raises BivrecError naming the file and row of the first fault.
+    asin. Raises BivrecError naming the file and row of the first fault, and for reviews of 2023 beside older ones.
     """
-    table = pa.concat_tables([_read_reviews(path) for path in reviews]).unify_dictionaries()
+    layouts = [_layout(path) for path in reviews]
+    _check_alike(reviews, layouts)
+    parts = [_read_reviews(path, layout) for path, layout in zip(reviews, layouts, strict=True)]
+    table = pa.concat_tables(parts).unify_dictionaries()
     users, user_ids = encode_ids(table["user"])
     items, item_ids = encode_ids(table["item"])
     return RawData(
@@ -54,17 +57,34 @@ def read_amazon(reviews: Sequence[Path], metadata: Sequence[Path] = (), *, image
     )
 
 
-def _read_reviews(path: Path) -> pa.Table:
+def _layout(path: Path) -> tuple[str, str, str]:
+    """The columns of a file of reviews, as in REVIEW_COLUMNS."""
     found = column_names(path)
-    for user, item, timestamp in REVIEW_COLUMNS:
-        if {user, item, timestamp} <= set(found):
-            table = read_columns(path, {user: ID, item: ID, timestamp: TIME})
-            return table.rename_columns(["user", "item", "timestamp"])
+    for columns in REVIEW_COLUMNS:
+        if set(columns) <= set(found):
+            return columns
     expected = " or ".join(", ".join(names) for names in REVIEW_COLUMNS)
     raise BivrecError(
         f"{path}: row 1: expected {expected}; found {', '.join(found)[:200]}; "
         "give a file of reviews, and a CSV file without a header one"
     )
+
+
+def _check_alike(paths: Sequence[Path], layouts: Sequence[tuple[str, str, str]]) -> None:
+    """Raise BivrecError if the files are of sets that do not go together."""
+    other = next((place for place, layout in enumerate(layouts) if layout != layouts[0]), None)
+    if other is not None:
+        new, old = sorted((0, other), key=lambda place: REVIEW_COLUMNS.index(layouts[place]))
+        raise BivrecError(
+            f"{paths[new]} is of the set of 2023, {paths[old]} of an older one: their users have other ids, and their "
+            "times other units; give files of one set"
+        )
+
+
+def _read_reviews(path: Path, layout: tuple[str, str, str]) -> pa.Table:
+    user, item, timestamp = layout
+    table = read_columns(path, {user: ID, item: ID, timestamp: TIME})
+    return table.rename_columns(["user", "item", "timestamp"])
 
 
 def _read_metadata(paths: Sequence[Path], wanted: set[str]) -> pa.Table:
