@@ -144,6 +144,24 @@ def test_one_process_at_a_time_encodes_a_modality(tmp_path):
     assert not (domain.path / ".encode-text").exists()
 
 
+def test_no_part_gets_into_a_domain_that_was_prepared_anew(tmp_path):
+    """Whose own encoding would take it for one of its own."""
+    domain, expected = make_domain(tmp_path / "d", texts(3)), make_domain(tmp_path / "e", ["other", "texts", "now"])
+
+    class Meanwhile(HashingTextEncoder):
+        def __call__(self, inputs):
+            shutil.rmtree(domain.path)
+            shutil.copytree(expected.path, domain.path)
+            with pytest.raises(KeyboardInterrupt):
+                encode_texts(Domain.open(domain.path), Interrupted(0))
+            return super().__call__(inputs)
+
+    with pytest.raises(BivrecError, match="d: was prepared anew meanwhile; encode it again"):
+        encode_texts(domain, Meanwhile())
+    anew, wanted = (encode_texts(Domain.open(one.path), HashingTextEncoder()) for one in (domain, expected))
+    assert torch.equal(anew.features, wanted.features)
+
+
 def test_features_computed_elsewhere(tmp_path):
     domain = make_domain(tmp_path / "d", texts(3))
     path, ids = tmp_path / "f.npy", tmp_path / "ids.txt"

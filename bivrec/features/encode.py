@@ -212,8 +212,12 @@ def _encode(
         for start in range(0, len(rows), size):
             part = folder / f"{start:09d}.safetensors"
             if not part.exists():
+                made = _encode_part(encoder, rows[start : start + size], read, batch_size)
+                # A part of these items must not lie among those of the Domain that took the place.
+                if not _is_of(folder, work):
+                    raise BivrecError(f"{domain.path}: was prepared anew meanwhile; encode it again")
                 with new_file(part) as staging:
-                    save_file(_encode_part(encoder, rows[start : start + size], read, batch_size), staging)
+                    save_file(made, staging)
             stored = load_file(part)
             features[stored["rows"]] = stored["features"]
             present[stored["rows"]] = True
@@ -241,12 +245,17 @@ def _open_parts(domain: Domain, modality: str, work: dict[str, object]) -> Itera
     folder = _parts_folder(domain, modality)
     folder.mkdir(exist_ok=True)
     with locked(folder):
-        if not (folder / WORK_FILE).is_file() or read_json(folder / WORK_FILE) != work:
+        if not _is_of(folder, work):
             for file in folder.iterdir():
                 if file.name != LOCK_FILE:
                     file.unlink()
             write_json(folder / WORK_FILE, work)
         yield folder
+
+
+def _is_of(folder: Path, work: dict[str, object]) -> bool:
+    """Whether the parts in a folder are those of this work."""
+    return (folder / WORK_FILE).is_file() and read_json(folder / WORK_FILE) == work
 
 
 def _parts_folder(domain: Domain, modality: str) -> Path:
