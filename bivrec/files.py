@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.errors import BivrecError
-from bivrec.locks import LOCK_FILE
+from bivrec.locks import LOCK_FILE, locked
+
+REPLACING_SECONDS = 600.0
+"""How long others may be at work in a folder, before one gives up replacing it."""
 
 
 @contextmanager
@@ -21,7 +24,7 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
     """Yield an empty folder beside `path` that becomes `path` when the block ends without error.
 
     `overwrite` replaces the old folder at the end. Raises BivrecError like `check_new_folder`; at the end as well, if
-    another process has made `path` meanwhile, whose work is left alone.
+    another process has made `path` meanwhile, whose work is left alone, or holds the lock of the old folder.
     """
     path = Path(path)
     check_new_folder(path, overwrite, marks=marks)
@@ -38,8 +41,10 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
         check_new_folder(path, overwrite, marks=marks)
         if overwrite and path.exists():
             retired = staging.with_name(staging.name + ".old")
-            path.rename(retired)
-            staging.rename(path)
+            # Whoever is at work in the old folder would go on in the new one. Of a link, that is where it leads.
+            with locked(path.resolve(), wait=REPLACING_SECONDS):
+                path.rename(retired)
+                staging.rename(path)
             _remove(retired)
         else:
             _rename(staging, path, marks)

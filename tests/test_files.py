@@ -2,12 +2,14 @@
 
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from bivrec.errors import BivrecError
 from bivrec.files import check_new_file, new_file, new_folder
+from bivrec.locks import locked
 
 
 def write(path: Path, text: str = "old") -> Path:
@@ -81,6 +83,28 @@ def test_what_another_made_meanwhile_is_left_alone(tmp_path: Path, overwrite: bo
     assert "\n" not in str(fault.value)
     assert (tmp_path / "d" / name).read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+@pytest.mark.parametrize("name", ["d", "link"])
+def test_what_another_works_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It would go on in the new one."""
+    kept = write(tmp_path / "d" / "mark.json")
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    with monkeypatch.context() as patch, locked(tmp_path / "d"):
+        patch.setattr("bivrec.files.REPLACING_SECONDS", 0.05)
+        with (
+            pytest.raises(BivrecError, match=r"d: process .* is at work in this folder"),
+            new_folder(tmp_path / name, overwrite=True, marks=["mark.json"]) as staging,
+        ):
+            write(staging / "mark.json", "new")
+    assert kept.read_text() == "old"
+    with ExitStack() as work:
+        work.enter_context(locked(tmp_path / "d"))
+        threading.Timer(0.1, work.close).start()
+        with new_folder(tmp_path / name, overwrite=True, marks=["mark.json"]) as staging:
+            write(staging / "mark.json", "new")
+    assert (tmp_path / name / "mark.json").read_text() == "new"
+    assert not list(tmp_path.glob("*/.lock"))
 
 
 def test_of_those_who_make_a_folder_at_once_one_succeeds(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def fit(
                 if path.exists() and not there:
                     raise BivrecError(f"{path}: another process has made it meanwhile; choose another --to")
                 info = _run_info(stage, domain, config, features, started_from, known_items, accelerator)
-                # Only what is locked is replaced.
+                # What is replaced is locked once more.
+                locks.close()
                 Run.create(path, info, domain.item_ids(), overwrite and there)
                 locks.enter_context(locked(path))
         run = Run.open(path)
