@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_damaged_description(copy: Run, content: str, message: str) -> None:
     assert message in open_fault(copy.path)
 
 
+@pytest.mark.parametrize("line", ["garbage", "[3]", '{"step": 2}', "\0" * 40, '{"st\xff'])
+def test_a_damaged_line_of_metrics(copy: Run, line: str) -> None:
+    """As after a power failure, and more lines since."""
+    path = copy.path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], line.encode("latin-1"), b"\n", *lines[2:]]))
+    for read in (copy.metrics, partial(copy.forget_metrics_after, 2)):
+        with pytest.raises(BivrecError) as fault:
+            read()
+        assert str(fault.value) == f"{path}: line 3: damaged, expected metrics of a step; remove the line"
+    assert len(path.read_bytes().splitlines()) == len(lines) + 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -142,9 +156,12 @@ def test_spoilt_provenance(copy: Run, source: Domain, change: dict[str, Any]) ->
 
 
 def test_missing_and_damaged_checkpoints(copy: Run, source: Domain) -> None:
+    (copy.path / "results.json").unlink()
+    assert "the best so far" in str(copy.unfinished())
     (copy.path / "best.safetensors").unlink()
-    with pytest.raises(BivrecError, match=r"best\.safetensors: no such checkpoint"):
+    with pytest.raises(BivrecError, match=r"best\.safetensors: no such checkpoint; .* after training\.evaluate_every"):
         copy.load_model(source)
+    assert copy.unfinished() is None
     (copy.path / "last.safetensors").write_bytes(b"")
     with pytest.raises(BivrecError, match=r"last\.safetensors: not a checkpoint of bivrec, or damaged"):
         copy.load_model(source, "last")

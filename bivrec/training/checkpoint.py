@@ -74,7 +74,9 @@ def read_progress(path: Path) -> Progress:
         with safe_open(path, framework="pt") as stored:
             return Progress(**json.loads(stored.metadata()["progress"]))
     except FileNotFoundError:
-        raise BivrecError(f"{path}: no such checkpoint") from None
+        raise BivrecError(
+            f"{path}: no such checkpoint; a training has its best one after training.evaluate_every steps"
+        ) from None
     except (SafetensorError, KeyError, TypeError, ValueError) as fault:
         raise BivrecError(f"{path}: not a checkpoint of bivrec, or damaged ({fault})") from None
 

@@ -162,13 +162,13 @@ class Run:
         return model
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl. Raises BivrecError at the first that is damaged."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         # A kill can cut the last line short; only whole lines end in a newline.
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        return [_metrics_line(line, f"{path}: line {number}") for number, line in enumerate(whole.splitlines(), 1)]
 
     def results(self) -> dict[str, dict[str, float]]:
         """View -> metrics of the best checkpoint on the test users; empty until the training has ended."""
@@ -178,8 +178,8 @@ class Run:
 
     def unfinished(self) -> str | None:
         """A line that says how far a training is that has not ended, and what goes on; None once it has ended, and
-        before its first checkpoint, from which nothing goes on."""
-        if self.results() or not self.checkpoint("last").exists():
+        before its first evaluation, which no weights are the best of."""
+        if self.results() or not self.checkpoint("best").exists():
             return None
         fused = ", and how its views rank together is not fit yet" if len(self.config.training.views) > 1 else ""
         return (
@@ -203,6 +203,16 @@ class Run:
         kept = [line for line in self.metrics() if line["step"] <= step]
         with new_file(self.path / "metrics.jsonl") as staging:
             staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _metrics_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not (isinstance(record, dict) and {"split", "step"} <= record.keys()):
+        raise BivrecError(f"{where}: damaged, expected metrics of a step; remove the line")
+    return record
 
 
 def _told(counts: Mapping[str, int]) -> str:
