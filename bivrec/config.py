@@ -333,7 +333,8 @@ def _convert(value: Any, kind: Any, limits: Mapping[str, Any], name: str, faults
     """`value` as `kind`, or None and a fault: int, float, str, `float | None`, and tuples of int or str."""
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            faults.append(f"{name}: expected a list such as [4, 8], found {value!r}")
+            example = ", ".join(limits.get("choices") or ("4", "8"))
+            faults.append(f"{name}: expected a list such as [{example}], found {value!r}")
             return None
         return tuple(_convert(part, typing.get_args(kind)[0], limits, name, faults) for part in value)
     if type(None) in typing.get_args(kind):

@@ -467,6 +467,10 @@ WRONG = {
         "finetune {target} --from-hub {tower} --to {new} --views mm --freeze-tower",
         "frozen",
     ),
+    "finetune a frozen tower at a rate": (
+        "finetune {target} --from-hub {tower} --to {new} --freeze-tower --tower-learning-rate 0.1",
+        "--freeze-tower leaves nothing to learn at --tower-learning-rate; leave one of them out",
+    ),
     "finetune at a negative rate": (
         "finetune {target} --from-hub {tower} --to {new} --tower-learning-rate -1",
         "training.tower_learning_rate: -1.0 is below",

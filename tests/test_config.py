@@ -128,7 +128,8 @@ def test_an_unknown_key_names_the_allowed_ones() -> None:
     ("section", "key", "value", "expected"),
     [
         ("model", "hidden_size", True, "expected int"),
-        ("model", "scales", 4, "a list such as"),
+        ("model", "scales", 4, "a list such as [4, 8], found 4"),
+        ("training", "views", "id", "a list such as [id, mm], found 'id'"),
         ("model", "scales", [1], "below"),
         ("model", "scales", [4, 4], "twice"),
         ("model", "num_interests", [], "at least one"),

@@ -56,6 +56,8 @@ def finetune(
             raise BivrecError("--from-hub: expected a published tower, ORG/NAME or a folder; or use `bivrec pretrain`")
         if freeze_tower and freeze_steps:
             raise BivrecError("--freeze-tower freezes it throughout, --freeze-steps for a while; give one of them")
+        if freeze_tower and tower_learning_rate is not None:
+            raise BivrecError("--freeze-tower leaves nothing to learn at --tower-learning-rate; leave one of them out")
         if from_scratch and (freeze_tower or freeze_steps or tower_learning_rate is not None):
             raise BivrecError("--from-scratch attaches no tower to freeze or to give a learning rate of its own")
         if freeze_tower or freeze_steps:
