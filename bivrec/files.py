@@ -74,6 +74,8 @@ def check_new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str
             f"{path}: holds {', '.join(held[:3])}{more}, but no {absent[0]}, so that --overwrite does not replace it; "
             "choose another folder, or remove it by hand"
         )
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise BivrecError(f"{path}: is where you are, or above it, and is not replaced; start from elsewhere")
 
 
 def _rename(staging: Path, path: Path, marks: Sequence[str]) -> None:
@@ -93,7 +95,8 @@ def check_new_file(path: Path) -> None:
 
 
 def _check_parent(path: Path) -> None:
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    # The root has no parents.
+    parent = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if not parent.is_dir():
         raise BivrecError(f"{path}: {parent} is a file, not a folder; choose another place")
     if not os.access(parent, os.W_OK | os.X_OK):

@@ -134,6 +134,23 @@ def test_of_those_who_make_a_folder_at_once_one_succeeds(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
+@pytest.mark.parametrize("path", [".", "..", "../../d"])
+def test_the_folder_where_one_is_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "d" / "inner").mkdir(parents=True)
+    for folder in (tmp_path / "d", tmp_path / "d" / "inner"):
+        write(folder / "mark.json")
+    monkeypatch.chdir(tmp_path / "d" / "inner")
+    with pytest.raises(BivrecError) as fault, new_folder(Path(path), overwrite=True, marks=["mark.json"]):
+        pytest.fail("the work began")
+    assert str(fault.value) == f"{path}: is where you are, or above it, and is not replaced; start from elsewhere"
+    assert sorted(entry.name for entry in (tmp_path / "d").iterdir()) == ["inner", "mark.json"]
+
+
+def test_the_root_is_not_replaced() -> None:
+    with pytest.raises(BivrecError, match=r"^/: (exists already|no right to write)"), new_folder(Path("/")):
+        pytest.fail("the work began")
+
+
 def test_a_place_below_a_file(tmp_path: Path) -> None:
     write(tmp_path / "f")
     with pytest.raises(BivrecError, match="f is a file, not a folder"), new_folder(tmp_path / "f" / "a" / "b"):
