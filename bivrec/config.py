@@ -65,8 +65,8 @@ class ModelConfig:
     system: str = _setting(
         "bivrec",
         "bivrec, or a baseline, which reads [id, mm] in one model; of this section, baselines read hidden_size, "
-        "dropout, max_history, score, modalities and readout; comirec and re4 also the last of num_interests, the "
-        "others num_layers and num_heads",
+        "dropout, max_history, score, modalities and readout; comirec and re4 also the last of num_interests and "
+        "interest_score, the others num_layers and, but for mmmlp, num_heads; what else is set is ignored",
         choices=("bivrec", *SYSTEM_LIMITS),
     )
     hidden_size: int = _setting(64, "width D of items, tokens and interests", low=2, high=1 << 14)

@@ -48,7 +48,7 @@ each_prefix = pytest.mark.parametrize(("system", "views"), PREFIX)
 def make_tower(system: str, views: tuple[str, ...], **changes: Any) -> TowerNetwork:
     """An untrained tower in training mode, of two modalities if it reads features."""
     readout = SYSTEM_LIMITS[system][1][-1]
-    wanted = replace(TINY, system=system, readout=readout, num_interests=(2,), **changes)
+    wanted = replace(TINY, **{"system": system, "readout": readout, "num_interests": (2,), **changes})
     features = item_features() if "mm" in views else None
     (tower,) = fresh_towers(wanted, views, NUM_ITEMS, SIZES, features).values()
     return tower
@@ -83,6 +83,45 @@ def loss_of(tower: TowerNetwork, **settings: Any) -> dict[str, Tensor]:
 
 
 # What every tower promises
+
+
+OF_SOME: dict[str, Any] = {
+    "num_layers": 3,
+    "num_heads": 1,
+    "scales": (2,),
+    "positions": "none",
+    "gaussian": "bias",
+    "num_interests": (3,),
+    "interests_per_item": 2,
+    "assignment": "softmax-soft",
+    "assignment_temperature": 3.0,
+    "aggregation": "sum",
+    "interest_score": "logsumexp",
+    "mm_interests": "content",
+    "id_interests": "content",
+    "repeat_bias": True,
+    "id_items": "ids+features",
+}
+"""Settings that not every system reads, with values that are not those of the tests."""
+
+
+@each_case
+def test_what_a_baseline_reads_is_what_the_help_of_the_system_says(system: str, views: tuple[str, ...]) -> None:
+    history = random_histories(4, 7)
+
+    def made(**changes: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = BiVRecNetwork({"both": make_tower(system, views, **changes)}).eval()
+        scorer = ModelScorer(model, "both")
+        return [scorer.score(scorer.encode(history), 1, NUM_ITEMS + 1), *model.parameters()]
+
+    def alike(one: list[Tensor], other: list[Tensor]) -> bool:
+        return len(one) == len(other) and all(map(torch.equal, one, other))
+
+    before = made()
+    read_ones = {name for name, value in OF_SOME.items() if not alike(made(**{name: value}), before)}
+    layers = {"num_layers"} if system == "mmmlp" else {"num_layers", "num_heads"}
+    assert read_ones == ({"num_interests", "interest_score"} if system in MANY else layers)
 
 
 @each_case
