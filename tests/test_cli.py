@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,31 @@ def test_runs_of_one_name_are_told_apart(chain: Path, tmp_path: Path) -> None:
 
 def whole_tree(*folders: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export {source} --to {new} --format csv",
+        "recommend {source} --run {run} --to {new}.jsonl --split train",
+        "publish {run} --to {new}",
+        "plot {run} --to {new}.png",
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(chain: Path, tmp_path: Path, command: str) -> None:
+    """Here a limit on the size of files, which fails in the same way."""
+    folders = {"source": chain / "world/source", "run": chain / "pretrained", "new": tmp_path / "new"}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        result = bivrec(*command.format(**folders).split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert result.stderr.startswith("Error: ")
+    assert "File too large" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # Words in braces are folders of the chain; {new} must not exist afterwards, and that it is no Domain is found out only

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import sys
 
 import click
 
@@ -27,6 +29,8 @@ COMMANDS = {
     "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
     "quickstart": ("quickstart", "Run the whole chain on two small synthetic domains."),
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk answers, to writing into a file that it does not name."""
 
 
 class _LazyGroup(click.Group):
@@ -52,9 +56,15 @@ class _LazyGroup(click.Group):
         except OSError as fault:
             # Of a rename, the second name is the one that the user gave.
             path = fault.filename2 or fault.filename
-            if path is None:
+            if path is None and fault.errno not in FULL:
                 raise
-            raise click.ClickException(f"{path}: {fault.strerror}") from fault
+            raise click.ClickException(f"{path}: {fault.strerror}" if path else f"{fault.strerror}") from fault
+        except Exception as fault:
+            safetensors = sys.modules.get("safetensors")
+            # Those of reading are BivrecErrors by now, these are of writing.
+            if safetensors and isinstance(fault, safetensors.SafetensorError):
+                raise click.ClickException(str(fault)) from fault
+            raise
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
