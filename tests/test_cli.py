@@ -473,6 +473,10 @@ WRONG = {
     "publish no Run": ("publish {new} --to {new}", "not a Run"),
     "publish a Domain": ("publish {source} --to {new}", "not a Run"),
     "publish into a folder that exists": ("publish {run} --to {tower}", "exists already"),
+    "experiment with features that there are not": (
+        "experiment modalities {bare} --to {new}",
+        "{bare}; make them with `bivrec encode`",
+    ),
     "publish an untrained Run": ("publish {untrained} --to {new}", "no such checkpoint"),
     "publish below a file": ("publish {run} --to {file}/a/b", "{file}"),
     "finetune nothing": ("finetune --from-hub {tower} --to {new}", "DOMAIN: expected"),

@@ -75,6 +75,9 @@ def modalities(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
                 continue
             training = _variant(domain, "bivrec", name.replace(" ", ""), {"model": {"modalities": read}})
             entries += [Entry(name, domain, training, view, group=view) for view in VIEWS]
+    if not entries:
+        told = " and ".join(domain.location for domain in domains)
+        raise BivrecError(f"modalities: no features in {told}; make them with `bivrec encode`")
     return Study("Modalities of the multimodal view (Fig. 3a)", tuple(entries), tuple(notes))
 
 
