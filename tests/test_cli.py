@@ -473,6 +473,8 @@ WRONG = {
     "publish no Run": ("publish {new} --to {new}", "not a Run"),
     "publish a Domain": ("publish {source} --to {new}", "not a Run"),
     "publish into a folder that exists": ("publish {run} --to {tower}", "exists already"),
+    "compare no models": ("compare {source} --to {new} --models ,", "--models: expected at least one"),
+    "compare no seeds": ("compare {source} --to {new} --models popularity --seeds ,", "--seeds: expected at least one"),
     "experiment with features that there are not": (
         "experiment modalities {bare} --to {new}",
         "{bare}; make them with `bivrec encode`",

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 
 def comma_list(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Callback of a repeatable option whose values may hold several words with commas between them; none twice."""
-    words = [word.strip() for value in values for word in value.split(",")]
-    return tuple(dict.fromkeys(word for word in words if word))
+    """Callback of a repeatable option whose values may hold several words with commas between them; none twice.
+
+    Raises BivrecError if they hold none, as a variable of the shell that is not set: that must not mean the default.
+    """
+    words = tuple(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))
+    if values and not words:
+        raise BivrecError(f"{parameter.opts[0]}: expected at least one")
+    return words
 
 
 def _seeds(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
@@ -72,8 +77,6 @@ def carry_out(
     from bivrec.recipes import read_recipe
     from bivrec.studies import execution
 
-    if not seeds:
-        raise BivrecError("--seeds: expected at least one")
     values = read_recipe(recipe, "pretrain", overrides)
     failed = execution.carry_out(
         dataclasses.replace(study, settings=_settings(study, recipe, overrides, values), command=_command()),
