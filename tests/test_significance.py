@@ -106,7 +106,7 @@ def test_systems_that_are_equal_do_not_differ() -> None:
 def test_two_users_prove_little(users: int, lead: float) -> None:
     """One lead for all has no variance, which would make it certain; users of no preference agree as often as coins."""
     systems = {"best": lead + np.linspace(0, 0.5, users), "other": np.linspace(0, 0.5, users)}
-    (found,) = against_best(systems, resamples=999).values()
+    (found,) = paired_tests(systems, resamples=999).values()
     expected = stats.binomtest(users, users).pvalue
     assert (found.t_test, found.bootstrap) == pytest.approx((expected, max(expected, 2 / 1000)))
 
