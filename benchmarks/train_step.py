@@ -126,7 +126,7 @@ def our_step(config: Config, data: Input, num_items: int) -> Callable[[int], Non
     """A step as the training loop does it."""
     keep_freed_memory()
     model = BiVRecNetwork(fresh_towers(config.model, config.training.views, num_items, ()))
-    objective = Objective(model, config.objective, num_items)
+    objective = Objective(model, config.objective)
     optimizer = make_optimizer(model, [], config.training)
 
     def step(number: int) -> None:

@@ -148,8 +148,7 @@ class ObjectiveConfig:
 
     candidates: str = _setting(
         "full",
-        "softmax candidates among the items that are trained on: full, negatives drawn uniform or by popularity, or "
-        "in-batch targets",
+        "softmax candidates: full catalogue, negatives drawn uniform or by popularity, or in-batch targets",
         choices=("full", "uniform", "popularity", "in-batch"),
     )
     num_negatives: int = _setting(

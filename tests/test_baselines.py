@@ -76,9 +76,7 @@ def loss_of(tower: TowerNetwork, **settings: Any) -> dict[str, Tensor]:
     targets = (stretch[:, 1:] * (stretch[:, :-1] > 0))[:, positions]
     batch = Batch(torch.arange(6), stretch[:, :-1], positions, targets, NOTHING_EARLIER, float((targets > 0).sum()))
     candidates = CandidateSampler(ObjectiveConfig(**settings), NUM_ITEMS, seed=0).draw(0, targets)
-    parts: dict[str, Tensor] = Objective(BiVRecNetwork({"both": tower}), ObjectiveConfig(**settings), NUM_ITEMS)(
-        batch, candidates
-    )
+    parts: dict[str, Tensor] = Objective(BiVRecNetwork({"both": tower}), ObjectiveConfig(**settings))(batch, candidates)
     return parts
 
 
@@ -208,7 +206,7 @@ def trained(system: str, views: tuple[str, ...], histories: Tensor, targets: Ten
     """A tower after some steps on histories [B, N] and the item [B] after each."""
     torch.manual_seed(0)
     tower = make_tower(system, views, hidden_size=16, max_history=histories.shape[1])
-    objective = Objective(BiVRecNetwork({"both": tower}), ObjectiveConfig(), NUM_ITEMS)
+    objective = Objective(BiVRecNetwork({"both": tower}), ObjectiveConfig())
     optimizer = torch.optim.Adam(tower.parameters(), lr=0.01)
     last = torch.tensor([histories.shape[1] - 1])
     batch = Batch(

@@ -307,7 +307,7 @@ def test_the_weight_of_the_views_is_told(chain: Path, tmp_path: Path) -> None:
     run = Run.open(chain / "finetuned")
     weight = run.id_weight()
     assert weight == pytest.approx(float(weights(run, "best")["id_weight"]), abs=1e-6)
-    mixture = f"both = {weight} id + {round(1 - weight, 1)} mm, less id of rare items"
+    mixture = f"both = {weight} id + {round(1 - weight, 1)} mm"
     assert f"finetuned {mixture}\n" in succeed("evaluate", chain / "world/target", "--run", run.path)
     assert evaluated(chain, "--run", run.path)["id_weights"] == {"finetuned both": weight}
     assert evaluated(chain, "--run", run.path, "--view", "mm")["id_weights"] == {}
@@ -315,7 +315,7 @@ def test_the_weight_of_the_views_is_told(chain: Path, tmp_path: Path) -> None:
     assert evaluated(chain, "--from-hub", tmp_path / "joint")["id_weights"] == {f"{tmp_path / 'joint'} both": weight}
     trained = succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING)
     weight = Run.open(tmp_path / "run").id_weight()
-    assert trained.endswith(f"\nboth = {weight} id + {round(1 - weight, 1)} mm, less id of rare items\n")
+    assert trained.endswith(f"\nboth = {weight} id + {round(1 - weight, 1)} mm\n")
 
 
 def test_zero_shot_is_the_same_from_a_run_and_from_its_published_tower(chain: Path) -> None:

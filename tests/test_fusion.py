@@ -30,8 +30,9 @@ def users_who_choose(items: Tensor) -> EvaluationUsers:
     )
 
 
-def recall_with(model: BiVRecNetwork, users: EvaluationUsers, weight: float) -> float:
+def recall_with(model: BiVRecNetwork, users: EvaluationUsers, weight: float, trust: Tensor) -> float:
     model.id_weight.fill_(weight)
+    model.id_trust.copy_(trust)
     return evaluate(ModelScorer(model, "both"), users, (20,)).metrics["recall@20"]
 
 
@@ -46,9 +47,15 @@ def test_the_view_that_predicts_the_users_gets_the_greater_weight(view: str, wid
 def test_no_other_weight_of_the_grid_has_a_better_recall() -> None:
     model = tiny_model()
     users = users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3)))
+    trusts = {False: torch.linspace(1, 0, NUM_ITEMS + 1), True: torch.ones(NUM_ITEMS + 1)}
+    model.id_trust.copy_(trusts[False])
     recalls = fit_id_weight(model, users)
-    chosen = round(float(model.id_weight), 1)
-    assert recalls == {weight: recall_with(model, users, weight) for weight in WEIGHTS}
+    chosen = round(float(model.id_weight), 1), bool((model.id_trust == 1).all())
+    assert recalls == {
+        (weight, in_all): recall_with(model, users, weight, trust)
+        for in_all, trust in trusts.items()
+        for weight in WEIGHTS
+    }
     assert recalls[chosen] == max(recalls.values())
 
 

@@ -59,7 +59,7 @@ def draw(config: ObjectiveConfig, batch: Batch) -> Candidates | None:
 
 def run(model: BiVRecNetwork, batch: Batch, **settings: Any) -> dict[str, Tensor]:
     config = ObjectiveConfig(**{"num_negatives": 9, **settings})
-    parts: dict[str, Tensor] = Objective(model, config, NUM_ITEMS)(batch, draw(config, batch))
+    parts: dict[str, Tensor] = Objective(model, config)(batch, draw(config, batch))
     return parts
 
 
@@ -266,7 +266,7 @@ def values_and_gradients(objective: nn.Module, batch: Batch, config: ObjectiveCo
 
 def distributed_case(readout: str, kind: str) -> tuple[Objective, Batch, ObjectiveConfig]:
     config = ObjectiveConfig(candidates=kind, num_negatives=9)
-    return Objective(tiny_model(readout=readout, **NO_NOISE), config, NUM_ITEMS), make_batch(readout), config
+    return Objective(tiny_model(readout=readout, **NO_NOISE), config), make_batch(readout), config
 
 
 def run_process(rank: int, folder: Path) -> None:

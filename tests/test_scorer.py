@@ -60,8 +60,7 @@ def test_both_is_the_weighted_product_of_the_distributions_of_the_views(changes:
     model = tiny_model(**changes).eval()
     model.id_weight.fill_(0.75)
     model.id_trust.copy_(torch.linspace(1, 0, NUM_ITEMS + 1))
-    # The distributions are over the items that are trained on, which are all but the last.
-    levels = {view: slow_scores(model, view, had=False)[:, :-1].logsumexp(1) for view in ("id", "mm")}
+    levels = {view: slow_scores(model, view, had=False).logsumexp(1) for view in ("id", "mm")}
     of_id, of_mm = (slow_scores(model, view) - levels[view][:, None] for view in ("id", "mm"))
     shares = 0.75 * model.id_trust[1:].double()
     expected = (shares * of_id + (1 - shares) * of_mm).log_softmax(1)
@@ -84,14 +83,15 @@ def test_weightings_together_are_those_alone(changes: dict) -> None:
     if model.repeat_biases is not None:
         with torch.no_grad():
             model.repeat_biases.copy_(torch.tensor([2.0, -3.0]))
-    weights = [0.25, 1.0, 0.0, 0.75, 1.0]
-    together = ModelScorers(model, weights)
+    model.id_trust.copy_(torch.linspace(1, 0, NUM_ITEMS + 1))
+    weights = [0.25, "id", "mm", 0.75, "id"]
+    together = ModelScorers(model, [w if isinstance(w, str) else w * model.id_trust for w in weights])
     found = list(together.score(together.encode(HISTORIES), 3, NUM_ITEMS))
     assert len(found) == len(together) == len(weights)
     for weight, own in zip(weights, found, strict=True):
-        model.id_weight.fill_(weight)
-        view = {1.0: "id", 0.0: "mm"}.get(weight, "both")
-        assert torch.equal(own, scores(model, view, 3, NUM_ITEMS))
+        if not isinstance(weight, str):
+            model.id_weight.fill_(weight)
+        assert torch.equal(own, scores(model, weight if isinstance(weight, str) else "both", 3, NUM_ITEMS))
 
 
 @pytest.mark.parametrize("view", ["id", "mm"])

@@ -1,4 +1,4 @@
-"""Items of a catalogue that no training sequence holds: they are not pushed away, and are ranked by what they are."""
+"""Items of a catalogue that no training sequence holds: they have no ID vector, and are ranked by what they are."""
 
 from pathlib import Path
 
@@ -7,18 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from stages import config, succeed, weights
-from tiny_models import tiny_model
 
-from bivrec.config import ObjectiveConfig
-from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
-from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.model.items import IdItems
 from bivrec.pretrain import pretrain
-from bivrec.training.candidates import CandidateSampler
-from bivrec.training.objective import Objective
 from bivrec.training.run import Run
-
-CANDIDATES = ["full", "uniform", "popularity", "in-batch"]
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +38,15 @@ def test_the_items_that_are_trained_on_come_first(domain: Domain) -> None:
     assert domain.num_trained_items < domain.num_items
 
 
-@pytest.mark.parametrize("candidates", CANDIDATES)
-def test_the_loss_does_not_know_them(domain: Domain, candidates: str) -> None:
-    trained = domain.num_trained_items
-    sampler = BatchSampler(
-        domain.sequences("train"), batch_size=16, max_history=8, min_history=1, targets_per_sequence=1,
-        whole_history=True, seed=0,
-    )  # fmt: skip
-    settings = ObjectiveConfig(candidates=candidates, num_negatives=50)
-    shares = sampler.last_target_shares(trained)
-    batch = sampler.batch(0)
-    drawn = CandidateSampler(settings, trained, 0, shares).draw(0, batch.targets)
-    assert drawn is None or int(drawn.items.max()) <= trained
-    losses = []
-    for moved in (0.0, 5.0):
-        torch.manual_seed(0)
-        model = tiny_model(dropout=0.0, repeat_bias=True)
-        assert model.num_items == domain.num_items
-        move_untrained(model, trained, moved)
-        losses.append(Objective(model, settings, trained)(batch, drawn)["loss"])
-    assert losses[0] == losses[1]
-
-
-@torch.no_grad()
-def move_untrained(model: BiVRecNetwork, trained: int, distance: float) -> None:
-    model.tower("id").items.table.weight[trained + 1 :] += distance  # type: ignore[union-attr]
-    model.tower("mm").items.features[trained + 1 :] += distance  # type: ignore[union-attr,index]
+def test_the_table_neither_gives_nor_learns_their_vectors() -> None:
+    items = IdItems(num_items=9, hidden_size=4)
+    items.num_trained = 6
+    vectors = items(torch.arange(10))
+    assert vectors[1:7].equal(items.table.weight[1:7])
+    assert not vectors[[0, 7, 8, 9]].any()
+    vectors.sum().backward()
+    assert items.table.weight.grad is not None
+    assert items.table.weight.grad.any(1).tolist() == [False, *[True] * 6, *[False] * 3]
 
 
 @pytest.fixture(scope="module", params=["full", "uniform"])
@@ -90,11 +66,11 @@ def test_they_have_no_id_vectors(domain: Domain, run: Run) -> None:
     assert not known[domain.num_trained_items + 1 :].any()
 
 
-def test_the_id_view_is_trusted_with_what_it_has_seen(domain: Domain, run: Run) -> None:
-    trust = weights(run, "best")["id_trust"]
-    for item in range(domain.num_items + 1):
-        count = int((domain.sequences("train").items == item).sum())
-        assert float(trust[item]) == pytest.approx(count / (count + 2))
+def test_the_id_view_is_trusted_with_what_it_has_seen_or_with_all(domain: Domain, run: Run) -> None:
+    counts = [int((domain.sequences("train").items == item).sum()) for item in range(domain.num_items + 1)]
+    assert weights(run, "last")["id_trust"].tolist() == pytest.approx([count / (count + 2) for count in counts])
+    chosen, before = (weights(run, name)["id_trust"] for name in ("best", "last"))
+    assert chosen.equal(before) or chosen.equal(torch.ones_like(before))
 
 
 def test_they_are_recommended_by_their_content(domain: Domain, run: Run, tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def echo_views(results: Mapping[str, Mapping[str, float]], id_weight: float | No
 
 
 def mixture(id_weight: float) -> str:
-    """How both views rank together: `0.7 id + 0.3 mm, less id of rare items`."""
-    return f"{id_weight:g} id + {1 - id_weight:g} mm, less id of rare items"
+    """How both views rank together: `0.7 id + 0.3 mm`."""
+    return f"{id_weight:g} id + {1 - id_weight:g} mm"
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], label: str = "view") -> str:

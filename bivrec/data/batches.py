@@ -84,17 +84,16 @@ class BatchSampler:
         self._epoch = -1
         self._order = self._users
 
-    def last_target_shares(self, num_trained: int) -> np.ndarray:
-        """Float64 [T + 1]: how often each item of the training sequences is the last target of one, as a share of all
-        draws."""
-        shares = np.zeros(num_trained + 1)
+    def last_target_shares(self, num_items: int) -> np.ndarray:
+        """Float64 [V + 1]: how often each item is the last target of a sequence, as a share of all draws."""
+        shares = np.zeros(num_items + 1)
         for start in range(0, len(self._users), USERS_AT_ONCE):
             users = self._users[start : start + USERS_AT_ONCE]
             first, length, earliest = self._stretches(users)
             choices = length - earliest
             _, places = places_of(first + earliest, choices)
             weights = np.repeat(1 / choices / len(self._users), choices)
-            shares += np.bincount(self._sequences.items[places], weights, num_trained + 1)
+            shares += np.bincount(self._sequences.items[places], weights, num_items + 1)
         return shares
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import EvaluationResult, evaluate, evaluate_each
@@ -23,21 +24,30 @@ def evaluate_views(
     views = rankable_views(model)
     if len(views) == 1:
         return {views[0]: evaluate(ModelScorer(model, views[0]), users, ks, accelerator=accelerator)}
-    weights = {"id": 1.0, "mm": 0.0, "both": float(model.id_weight)}
-    scorers = ModelScorers(model, [weights[view] for view in views])
+    shares: dict[str, Tensor | str] = {"id": "id", "mm": "mm", "both": model.id_weight * model.id_trust}
+    scorers = ModelScorers(model, [shares[view] for view in views])
     return dict(zip(views, evaluate_each(scorers, users, ks, accelerator=accelerator), strict=True))
 
 
 def fit_id_weight(
     model: BiVRecNetwork, users: EvaluationUsers, accelerator: Accelerator | None = None
-) -> dict[float, float]:
-    """Set the model's `id_weight` to the one of `WEIGHTS` with the best recall@20 of these users, the validation's.
+) -> dict[tuple[float, bool], float]:
+    """Set the model's `id_weight` to the one of `WEIGHTS` with the best recall@20 of these users, the validation's, and
+    its `id_trust` to 1 for all items if that is better than as it is.
 
-    Of equal ones the nearest to an even share. Returns the recall with each weight.
+    Of equal ones the nearest to an even share. Returns the recall with each weight, with trust as it is or in all.
     """
     # As the model will round them.
     weights = torch.tensor(WEIGHTS, dtype=model.id_weight.dtype).tolist()
-    results = evaluate_each(ModelScorers(model, weights), users, (METRIC_K,), accelerator=accelerator)
-    recalls = {weight: result.metrics[f"recall@{METRIC_K}"] for weight, result in zip(WEIGHTS, results, strict=True)}
-    model.id_weight.fill_(max(WEIGHTS, key=lambda weight: (recalls[weight], -abs(weight - 0.5))))
+    trusts = {False: model.id_trust.clone(), True: torch.ones_like(model.id_trust)}
+    choices = [(place, in_all) for in_all in trusts for place in range(len(WEIGHTS))]
+    scorers = ModelScorers(model, [weights[place] * trusts[in_all] for place, in_all in choices])
+    results = evaluate_each(scorers, users, (METRIC_K,), accelerator=accelerator)
+    recalls = {
+        (WEIGHTS[place], in_all): result.metrics[f"recall@{METRIC_K}"]
+        for (place, in_all), result in zip(choices, results, strict=True)
+    }
+    weight, in_all = max(recalls, key=lambda choice: (recalls[choice], -abs(choice[0] - 0.5)))
+    model.id_weight.fill_(weight)
+    model.id_trust.copy_(trusts[in_all])
     return recalls

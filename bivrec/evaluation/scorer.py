@@ -78,7 +78,8 @@ class ModelScorer:
         self._mixture = Mixture(self.repeat_biases)
         if len(self._towers) > 1:
             self._mixture = Mixture(self.repeat_biases, model.id_weight * model.id_trust)
-            self._level_items = _spread(model.id_trust)
+            count = min(self.num_items, LEVEL_ITEMS)
+            self._level_items = 1 + torch.arange(count, device=device) * self.num_items // count
 
     @torch.no_grad()
     def encode(self, histories: Tensor) -> EncodedUsers:
@@ -169,17 +170,18 @@ class ModelScorer:
 
 
 class ModelScorers:
-    """Scorers (see `ranking`) of a model with two views, each with another weight for the ID view.
+    """Scorers (see `ranking`) of a model with two views, each with other shares of the ID view.
 
-    They share all but the weighted sum. With 1 and 0 they are ModelScorers of `id` and `mm` alone.
+    They share all but the weighted sum.
     """
 
-    def __init__(self, model: BiVRecNetwork, id_weights: Sequence[float]) -> None:
+    def __init__(self, model: BiVRecNetwork, id_shares: Sequence[Tensor | str]) -> None:
+        """id_shares: for each scorer the share [V + 1] that the ID view has of each item, or the view that has all."""
         self._views = ModelScorer(model, "both")
         biases = self._views.repeat_biases
         self._mixtures = [
-            Mixture(biases, alone=0 if weight else 1) if weight in (0, 1) else Mixture(biases, weight * model.id_trust)
-            for weight in id_weights
+            Mixture(biases, alone=model.views.index(shares)) if isinstance(shares, str) else Mixture(biases, shares)
+            for shares in id_shares
         ]
         self.num_items = self._views.num_items
         self.max_history = self._views.max_history
@@ -235,14 +237,6 @@ class Mixture:
             return torch.full(items.shape, self._repeat_biases[self._alone], device=items.device)
         of_id, of_mm = self._repeat_biases
         return of_mm + self._id_shares[items] * (of_id - of_mm)
-
-
-def _spread(id_trust: Tensor) -> Tensor:
-    """Up to LEVEL_ITEMS items, evenly over those that are trusted at all; of any if none is."""
-    trusted = id_trust[1:].nonzero().squeeze(1) + 1
-    candidates = trusted if len(trusted) else torch.arange(1, len(id_trust), device=id_trust.device)
-    count = min(len(candidates), LEVEL_ITEMS)
-    return candidates[torch.arange(count, device=id_trust.device) * len(candidates) // count]
 
 
 def _encode_catalogue(tower: TowerNetwork, device: torch.device) -> Tensor:

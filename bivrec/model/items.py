@@ -53,6 +53,8 @@ class IdItems(Items):
 
     def __init__(self, num_items: int, hidden_size: int) -> None:
         super().__init__()
+        self.num_trained = num_items
+        """T: items T + 1..V, which no training sequence holds, have no vector, and none is learnt."""
         self.table = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
         with torch.no_grad():
@@ -65,7 +67,7 @@ class IdItems(Items):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.table(indices)
+        vectors: Tensor = self.table(indices.masked_fill(indices > self.num_trained, 0))
         return vectors
 
 

@@ -1,8 +1,4 @@
-"""Softmax candidates: all items that are trained on, shared sampled negatives of them, or the targets of the batch.
-
-Items that no training sequence holds are never negatives: nobody declined what came later, and a model that has learnt
-to rank it last cannot recommend it by its content.
-"""
+"""Softmax candidates: the whole catalogue, shared sampled negatives, or the targets of the batch."""
 
 from __future__ import annotations
 
@@ -23,29 +19,29 @@ class Candidates:
     items: Tensor
     """[C] item indices, each once."""
     log_inclusion: Tensor
-    """[T + 1]: logarithm of the probability of being in the sample, of each of the T items that are trained on."""
+    """[V + 1]: logarithm of each item's probability of being in the sample."""
 
 
 class CandidateSampler:
     """Draws candidates as a pure function of (seed, step)."""
 
     def __init__(
-        self, config: ObjectiveConfig, num_trained: int, seed: int, target_shares: np.ndarray | None = None
+        self, config: ObjectiveConfig, num_items: int, seed: int, target_shares: np.ndarray | None = None
     ) -> None:
-        """The items 1..T, T being `num_trained`, are those of the training sequences, ranked by popularity.
+        """The index of an item is its rank by popularity.
 
-        target_shares [T + 1]: how often an item is the last target of a sequence (`BatchSampler.last_target_shares`),
+        target_shares [V + 1]: how often an item is the last target of a sequence (`BatchSampler.last_target_shares`),
         which in-batch candidates need.
         """
         self._config = config
-        self._num_trained = num_trained
+        self._num_items = num_items
         self._seed = seed
         self._probability = torch.from_numpy(self._probabilities(target_shares))
         self._draws = 0
         self._log_inclusion = torch.empty(0)
 
     def draw(self, step: int, targets: Tensor) -> Candidates | None:
-        """Candidates of a step whose batch has `targets` [B, N] on this process; None: all that are trained on."""
+        """Candidates of a step whose batch has `targets` [B, T] on this process; None: the full catalogue."""
         kind = self._config.candidates
         if kind == "full":
             return None
@@ -54,16 +50,14 @@ class CandidateSampler:
             items, draws = torch.unique(gathered), len(gathered)
         else:
             uniform = np.random.default_rng([self._seed, 2, step]).random(self._config.num_negatives)
-            # The inverse of the cumulative distribution of the log-uniform law P(i) = log((i + 1) / i) / log(T + 1).
-            drawn = uniform * self._num_trained + 1 if kind == "uniform" else (self._num_trained + 1) ** uniform
-            items = torch.from_numpy(np.unique(np.clip(drawn.astype(np.int64), 1, self._num_trained))).to(
-                targets.device
-            )
+            # The inverse of the cumulative distribution of the log-uniform law P(i) = log((i + 1) / i) / log(V + 1).
+            drawn = uniform * self._num_items + 1 if kind == "uniform" else (self._num_items + 1) ** uniform
+            items = torch.from_numpy(np.unique(np.clip(drawn.astype(np.int64), 1, self._num_items))).to(targets.device)
             draws = len(drawn)
         return Candidates(items, self._inclusion(draws, targets.device))
 
     def _inclusion(self, draws: int, device: torch.device) -> Tensor:
-        """[T + 1]: logarithm of the probability of being among `draws` items; kept, since most steps draw as many."""
+        """[V + 1]: logarithm of the probability of being among `draws` items; kept, since most steps draw as many."""
         if draws != self._draws:
             # Of n draws, an item with probability p is in the sample with 1 - (1 - p)^n. Where n p is large,
             # correcting by n p and keeping repetitions would favour the frequent items.
@@ -72,15 +66,15 @@ class CandidateSampler:
         return self._log_inclusion
 
     def _probabilities(self, target_shares: np.ndarray | None) -> np.ndarray:
-        index = np.arange(1, self._num_trained + 1)
+        index = np.arange(1, self._num_items + 1)
         if self._config.candidates == "popularity":
-            probability = np.log1p(1 / index) / np.log(self._num_trained + 1)
+            probability = np.log1p(1 / index) / np.log(self._num_items + 1)
         elif self._config.candidates == "in-batch":
             assert target_shares is not None
             # What is never the last target may be an earlier one; half the rarest share keeps its logarithm finite.
             shares = target_shares[1:]
             probability = np.maximum(shares, shares[shares > 0].min() / 2)
         else:
-            probability = np.full(self._num_trained, 1 / self._num_trained)
+            probability = np.full(self._num_items, 1 / self._num_items)
         # Padding is never drawn; 1 keeps its logarithm finite.
         return np.concatenate([[1.0], probability])

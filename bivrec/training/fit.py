@@ -30,6 +30,7 @@ from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import check_new_folder, write_json
 from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.model.items import IdItems
 from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
 from bivrec.training.distributed import failing_alike
 from bivrec.training.loop import Trainer, make_accelerator
@@ -74,6 +75,9 @@ def fit(
                 locks.enter_context(locked(path))
         set_seed(config.training.seed)
         model = make_model().to(accelerator.device)
+        for part in model.modules():
+            if isinstance(part, IdItems):
+                part.num_trained = domain.num_trained_items
         if not resume:
             _start_tables(model, domain, config)
             if len(model.views) > 1:

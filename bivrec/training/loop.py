@@ -83,9 +83,8 @@ class Trainer:
             seed=config.training.seed,
         )
         in_batch = config.objective.candidates == "in-batch"
-        self._num_trained = domain.num_trained_items
-        shares = self._sampler.last_target_shares(self._num_trained) if in_batch else None
-        self._candidates = CandidateSampler(config.objective, self._num_trained, config.training.seed, shares)
+        shares = self._sampler.last_target_shares(domain.num_items) if in_batch else None
+        self._candidates = CandidateSampler(config.objective, domain.num_items, config.training.seed, shares)
         self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
         self._optimizer = make_optimizer(model, self._pretrained, config.training)
         self._objective: nn.Module = accelerator.prepare(self._make_objective())
@@ -97,7 +96,7 @@ class Trainer:
             )
 
     def _make_objective(self) -> Objective:
-        objective = Objective(self._model, self._config.objective, self._num_trained)
+        objective = Objective(self._model, self._config.objective)
         self._sparse_tables = [table for table in id_tables(self._model) if table.sparse]
         weights = [table.weight for table in self._sparse_tables]
         names = [name for name, parameter in objective.named_parameters() if any(parameter is w for w in weights)]

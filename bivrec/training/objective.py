@@ -28,12 +28,10 @@ LEAST_LOSS = 1e-6
 class Objective(nn.Module):
     """L = L_ID + sg(L_ID / L_MM) L_MM + lambda1 L_contrastive + lambda2 L_A; with one view, its loss alone."""
 
-    def __init__(self, model: BiVRecNetwork, config: ObjectiveConfig, num_trained: int) -> None:
-        """num_trained: the items 1..num_trained are those of the training sequences; no other is ever a candidate."""
+    def __init__(self, model: BiVRecNetwork, config: ObjectiveConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        self.num_trained = num_trained
         for table in id_tables(model):
             table.sparse = config.candidates != "full" and table.num_embeddings > SPARSE_ROWS
 
@@ -42,7 +40,7 @@ class Objective(nn.Module):
 
         Each value is this process's share: its mean over processes is the value of the global batch.
         """
-        rows = _Rows.of(batch, candidates, self.num_trained)
+        rows = _Rows.of(batch, candidates, self.model.num_items)
         repeats = None if self.model.repeat_biases is None else self._repeats(batch, candidates, rows)
         interests: dict[str, Interests] = {}
         parts: dict[str, Tensor] = {}
@@ -92,7 +90,7 @@ class Objective(nn.Module):
     def _repeats(self, batch: Batch, candidates: Candidates | None, rows: _Rows) -> Repeats:
         """Where a candidate is a repeat for the learnt rows of a batch."""
         if candidates is None:
-            since = _had_since(batch, torch.arange(1, self.num_trained + 1, device=batch.history.device))
+            since = _had_since(batch, torch.arange(1, self.model.num_items + 1, device=batch.history.device))
         else:
             since = _had_since(batch, candidates.items)
         sequence, place = rows.learnt
@@ -163,11 +161,11 @@ class _Rows:
         self.learnt = learnt
 
     @classmethod
-    def of(cls, batch: Batch, candidates: Candidates | None, num_trained: int) -> _Rows:
+    def of(cls, batch: Batch, candidates: Candidates | None, num_items: int) -> _Rows:
         # Once for all that indexes with it: how many there are is a question for which the host waits.
         learnt = batch.targets.nonzero(as_tuple=True)
         if candidates is None:
-            everything = torch.arange(num_trained + 1, device=batch.history.device)
+            everything = torch.arange(num_items + 1, device=batch.history.device)
             return cls(everything, batch.history, batch.targets, everything, learnt)
         parts = (batch.history, batch.targets, candidates.items)
         items, places = torch.unique(torch.cat([part.flatten() for part in parts]), return_inverse=True)
