@@ -20,7 +20,7 @@ USERS_AT_ONCE = 4
 """Of whom single items are scored at a time, so that the items' vectors stay in the processor's cache."""
 
 LEVEL_ITEMS = 1024
-"""From which the levels of the scores of two views are found; of so many a ranking is hardly slower."""
+"""From which the levels of the scores of two views are found: few beside a catalogue whose ranking takes long."""
 
 
 def rankable_views(model: BiVRecNetwork) -> tuple[str, ...]:
