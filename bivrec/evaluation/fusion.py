@@ -32,10 +32,11 @@ def evaluate_views(
 def fit_id_weight(
     model: BiVRecNetwork, users: EvaluationUsers, accelerator: Accelerator | None = None
 ) -> dict[tuple[float, bool], float]:
-    """Set the model's `id_weight` to the one of `WEIGHTS` with the best recall@20 of these users, the validation's, and
-    its `id_trust` to 1 for all items if that is better than as it is.
+    """Set the model's `id_weight` to the one of `WEIGHTS` with the best recall@20 of these users, the validation's.
 
-    Of equal ones the nearest to an even share. Returns the recall with each weight, with trust as it is or in all.
+    Of equal ones the nearest to an even share. Its `id_trust` becomes 1 for all items if the best recall with that is
+    better by more than a standard error: items to come are rarer than those of the validation. Returns the recall with
+    each weight, with trust as it is or in all.
     """
     # As the model will round them.
     weights = torch.tensor(WEIGHTS, dtype=model.id_weight.dtype).tolist()
@@ -44,10 +45,16 @@ def fit_id_weight(
     scorers = ModelScorers(model, [weights[place] * trusts[in_all] for place, in_all in choices])
     results = evaluate_each(scorers, users, (METRIC_K,), accelerator=accelerator)
     recalls = {
-        (WEIGHTS[place], in_all): result.metrics[f"recall@{METRIC_K}"]
+        (WEIGHTS[place], in_all): result.per_user[f"recall@{METRIC_K}"]
         for (place, in_all), result in zip(choices, results, strict=True)
     }
-    weight, in_all = max(recalls, key=lambda choice: (recalls[choice], -abs(choice[0] - 0.5)))
+    means = {choice: float(recall.mean()) for choice, recall in recalls.items()}
+    as_is, of_all = (
+        max(((weight, in_all) for weight in WEIGHTS), key=lambda choice: (means[choice], -abs(choice[0] - 0.5)))
+        for in_all in (False, True)
+    )
+    gain = recalls[of_all] - recalls[as_is]
+    weight, in_all = of_all if gain.mean() > gain.std() / len(gain) ** 0.5 else as_is
     model.id_weight.fill_(weight)
     model.id_trust.copy_(trusts[in_all])
-    return recalls
+    return means
