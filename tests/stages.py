@@ -140,3 +140,15 @@ def succeed(*arguments: object) -> str:
     result = bivrec(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def prepare_shop(shop: Path, path: Path, *options: object) -> str:
+    """Prepare the tables in the folder of a shop, without a k-core; returns what was printed."""
+    tables = ("--interactions", shop / "interactions.csv", "--items", shop / "items.csv")
+    return succeed("prepare", "tables", *tables, "--k-core", 0, "--to", path, *options)
+
+
+def items_of_split(domain: Domain, split: str) -> dict[str, list[str]]:
+    """User -> ids of the items that the split has, in their order."""
+    ids, part = domain.item_ids(), domain.sequences(split)
+    return {user: [ids[item - 1] for item in part[place]] for place, user in enumerate(part.user_ids)}

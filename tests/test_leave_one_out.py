@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stages import bivrec, config, new_run, settings, succeed
+from stages import bivrec, config, items_of_split, new_run, prepare_shop, settings, succeed
 
 from bivrec.data.domain import Domain, write_domain
 from bivrec.data.histories import users_of_domain, users_of_split
@@ -45,7 +45,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def domain(shop: Path) -> Domain:
     """The shop by leave-one-out, with features."""
     path = shop / "domains" / "shop"
-    prepare(shop, path, "--split", "leave-one-out")
+    prepare_shop(shop, path, "--split", "leave-one-out")
     succeed("encode", path, "--text", "hashing", "--whiten")
     return Domain.open(path)
 
@@ -57,22 +57,12 @@ def run(domain: Domain, shop: Path) -> Path:
     return shop / "run"
 
 
-def prepare(shop: Path, path: Path, *options: object) -> str:
-    tables = ("--interactions", shop / "interactions.csv", "--items", shop / "items.csv")
-    return succeed("prepare", "tables", *tables, "--k-core", 0, "--to", path, *options)
-
-
 def log(shop: Path) -> dict[str, list[str]]:
     """User -> items in the order of time, from the file."""
     sequences: dict[str, list[str]] = {}
     for row in csv.DictReader((shop / "interactions.csv").read_text().splitlines()):
         sequences.setdefault(row["user_id"], []).append(row["item_id"])
     return sequences
-
-
-def items_of(domain: Domain, split: str) -> dict[str, list[str]]:
-    ids, part = domain.item_ids(), domain.sequences(split)
-    return {user: [ids[item - 1] for item in part[place]] for place, user in enumerate(part.user_ids)}
 
 
 def test_the_metrics_are_those_of_a_slow_ranking(domain: Domain, shop: Path) -> None:
@@ -105,7 +95,7 @@ def test_the_metrics_are_those_of_a_slow_ranking(domain: Domain, shop: Path) -> 
 def test_every_split_asks_for_the_last_item_that_it_has(domain: Domain, shop: Path, split: str, tmp_path: Path) -> None:
     options = ("--floor", "item-knn", "--split", split)
     said = succeed("evaluate", domain.path, *options, "--k", domain.num_items, "--per-user", tmp_path / "users")
-    asked = {user for user, items in items_of(domain, split).items() if len(items) >= 2}
+    asked = {user for user, items in items_of_split(domain, split).items() if len(items) >= 2}
     assert f"{len(asked)} {split} users of shop (leave-one-out)" in said
     # Of the whole catalogue ranked, every target is found.
     assert f"hr@{domain.num_items}" in said
@@ -119,7 +109,7 @@ def test_the_whole_sequence_is_recommended_from(domain: Domain, shop: Path, run:
         assert lines[0] == f"user {user}: {len(sequences[user])} interactions, the most recent:"
         shown = [line.split()[0] for line in lines[1 : lines.index("recommended:")]]
         assert shown == sequences[user][-10:]
-    whole = {split: set(items_of(domain, split)) for split in SPLITS}
+    whole = {split: set(items_of_split(domain, split)) for split in SPLITS}
     assert whole["train"] == set(sequences)
     for split in SPLITS:
         path = tmp_path / f"{split}.csv"
@@ -206,7 +196,7 @@ def test_the_card_of_the_domain(domain: Domain) -> None:
 def test_other_splits_of_the_same_shop_are_refused(shop: Path, domain: Domain, run: Path, tmp_path: Path) -> None:
     """In both directions, though the file is the same."""
     other = tmp_path / "by-users"
-    prepare(shop, other)
+    prepare_shop(shop, other)
     succeed("encode", other, "--text", "hashing", "--whiten")
     training = {"steps": 1, "evaluate_every": 1, "views": ["id"]}
     succeed("pretrain", other, "--to", tmp_path / "run", *settings(model={"modalities": []}, training=training))
@@ -245,16 +235,16 @@ def test_a_domain_that_names_no_protocol_is_refused(source: Domain, tmp_path: Pa
 
 
 def test_merged_domains_keep_what_is_held_out(shop: Path, domain: Domain, source: Domain, tmp_path: Path) -> None:
-    prepare(shop, tmp_path / "twin", "--split", "leave-one-out", "--k-core", 2)
+    prepare_shop(shop, tmp_path / "twin", "--split", "leave-one-out", "--k-core", 2)
     succeed("encode", tmp_path / "twin", "--text", "hashing", "--whiten")
     twin = Domain.open(tmp_path / "twin")
     merged = merge([domain, twin], tmp_path / "both")
     assert merged.info.protocol == "leave-one-out"
     for split in SPLITS:
-        assert items_of(merged, split) == {
+        assert items_of_split(merged, split) == {
             f"{part.name}:{user}": [f"{part.name}:{item}" for item in items]
             for part in (domain, twin)
-            for user, items in items_of(part, split).items()
+            for user, items in items_of_split(part, split).items()
         }
     assert merged.info.num_interactions == domain.info.num_interactions + twin.info.num_interactions
     with pytest.raises(BivrecError, match=r"its protocol is leave-one-out, that of .* is user-split; prepare both"):
@@ -272,7 +262,7 @@ def test_noise_is_in_what_is_trained_on_alone(domain: Domain, tmp_path: Path) ->
 def test_figures_of_the_paper_do_not_stand_beside_another_protocol(shop: Path, tmp_path: Path) -> None:
     studies = {}
     for split in ("8:1:1", "leave-one-out"):
-        prepare(shop, tmp_path / split, "--split", split, "--name", "ml-1m")
+        prepare_shop(shop, tmp_path / split, "--split", split, "--name", "ml-1m")
         studies[split] = comparison([Domain.open(tmp_path / split)], ["popularity", "pure-id"])
     assert studies["8:1:1"].entries[1].paper
     assert not studies["leave-one-out"].entries[1].paper

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stages import bivrec, settings, succeed
+from stages import bivrec, items_of_split, prepare_shop, settings, succeed
 
 from bivrec.data.domain import Domain
 from bivrec.data.histories import users_of_domain, users_of_split
@@ -44,14 +44,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def domain(shop: Path) -> Domain:
     """The shop split by time, with features."""
     path = shop / "domains" / "shop"
-    prepare(shop, path, "--split", "temporal:6:2:2")
+    prepare_shop(shop, path, "--split", "temporal:6:2:2")
     succeed("encode", path, "--text", "hashing", "--whiten")
     return Domain.open(path)
-
-
-def prepare(shop: Path, path: Path, *options: object) -> str:
-    tables = ("--interactions", shop / "interactions.csv", "--items", shop / "items.csv")
-    return succeed("prepare", "tables", *tables, "--k-core", 0, "--to", path, *options)
 
 
 def cutoffs(shop: Path, shares: tuple[int, int, int] = (6, 2, 2)) -> tuple[int, int]:
@@ -88,15 +83,10 @@ def expected_parts(shop: Path) -> dict[str, dict[str, list[str]]]:
     return parts
 
 
-def items_of(domain: Domain, split: str) -> dict[str, list[str]]:
-    ids, part = domain.item_ids(), domain.sequences(split)
-    return {user: [ids[item - 1] for item in part[place]] for place, user in enumerate(part.user_ids)}
-
-
 def test_the_parts_are_those_of_a_slow_loop(domain: Domain, shop: Path) -> None:
     parts = expected_parts(shop)
     for split in SPLITS:
-        assert items_of(domain, split) == parts[split]
+        assert items_of_split(domain, split) == parts[split]
         assert list(domain.sequences(split).user_ids) == sorted(parts[split])
     # Users of every kind are among them.
     train, validation, test = (set(parts[split]) for split in SPLITS)
@@ -146,7 +136,7 @@ def test_the_metrics_are_those_of_a_slow_ranking(domain: Domain, shop: Path) -> 
 
 
 def test_the_shares_are_of_the_interactions(shop: Path, tmp_path: Path) -> None:
-    said = prepare(shop, tmp_path / "d", "--split", "temporal")
+    said = prepare_shop(shop, tmp_path / "d", "--split", "temporal")
     domain = Domain.open(tmp_path / "d")
     assert tuple(domain.info.cutoffs.values()) == cutoffs(shop, (8, 1, 1))
     assert domain.info.source["split"] == "8:1:1"
@@ -204,7 +194,7 @@ def test_trained_published_and_told(domain: Domain, tmp_path: Path) -> None:
 
 
 def test_domains_split_by_time_are_not_merged(shop: Path, domain: Domain, tmp_path: Path) -> None:
-    prepare(shop, tmp_path / "twin", "--split", "temporal:7:2:1")
+    prepare_shop(shop, tmp_path / "twin", "--split", "temporal:7:2:1")
     with pytest.raises(BivrecError, match="were split by time have cutoffs of their own and cannot be merged; "):
         merge([domain, Domain.open(tmp_path / "twin")], tmp_path / "both")
     assert not (tmp_path / "both").exists()

@@ -150,7 +150,7 @@ class Domain:
 
     @property
     def num_trained_items(self) -> int:
-        """T: items 1..T are in the training sequences, T + 1..V in others alone."""
+        """T, the last item that a training sequence holds: indices go by popularity there, so T + 1..V are in none."""
         return int(self.sequences("train").items.max())
 
     def item_table(self) -> datasets.Dataset:

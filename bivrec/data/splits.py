@@ -60,7 +60,10 @@ class Parts:
 
 
 def split_by_users(lengths: np.ndarray, shares: Shares, seed: int, k_core: int) -> Parts:
-    """Whole users by a permutation of the seed. lengths: int64 [users], interactions of each."""
+    """Whole users by a permutation of the seed. lengths: int64 [users], interactions of each.
+
+    Raises BivrecError if there are too few users, and k_core, by which they were filtered, says what to do.
+    """
     split = np.zeros(len(lengths), np.int8)
     users = np.flatnonzero(lengths)
     validation, test = (max(1, len(users) * share // sum(shares)) for share in shares[1:])
@@ -73,7 +76,10 @@ def split_by_users(lengths: np.ndarray, shares: Shares, seed: int, k_core: int) 
 
 
 def split_as_given(lengths: np.ndarray, given: np.ndarray, k_core: int) -> Parts:
-    """Whole users as the source says. given: [users], the position in SPLITS of each one's."""
+    """Whole users as the source says. given: [users], the position in SPLITS of each one's.
+
+    Raises BivrecError if a split has no user who can be trained on or evaluated.
+    """
     parts = _whole(lengths, given)
     # Of a user who is evaluated, one interaction at least is the history and one the target.
     for name, part, fewest in zip(SPLITS, parts.kept, (1, 2, 2), strict=True):
@@ -85,7 +91,10 @@ def split_as_given(lengths: np.ndarray, given: np.ndarray, k_core: int) -> Parts
 
 
 def leave_one_out(lengths: np.ndarray, k_core: int) -> Parts:
-    """The last interaction is the test target, the one before it the validation target."""
+    """The last interaction is the test target, the one before it the validation target.
+
+    Raises BivrecError if no user has FEWEST_TO_HOLD_OUT interactions.
+    """
     # Something must be left to train on.
     evaluated = lengths >= FEWEST_TO_HOLD_OUT
     if not evaluated.any():
@@ -101,6 +110,7 @@ def split_by_time(users: np.ndarray, timestamps: np.ndarray, lengths: np.ndarray
 
     users, timestamps: [interactions], by user and time. A user is evaluated who has interactions before a target's
     time and since; users of whom neither training nor evaluation has anything have length 0.
+    Raises BivrecError if nobody can be evaluated, or the times are positions in sequences.
     """
     places = len(timestamps) * np.cumsum(shares[:2]) // sum(shares)
     validation, test = np.partition(timestamps, places)[places].tolist()
