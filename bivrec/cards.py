@@ -24,6 +24,7 @@ METRIC_NAMES = {
     "ndcg": "nDCG (ideal: min(k, targets))",
     "ndcg_hits": "nDCG of hits (ComiRec's variant)",
     "hr": "Hit rate",
+    "mrr": "Mean reciprocal rank (of the first hit)",
 }
 VIEW_NAMES = {"id": "ID view", "mm": "multimodal view", "both": "both views"}
 FLOOR_NAMES = {

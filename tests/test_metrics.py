@@ -26,7 +26,7 @@ def test_standard_metrics_equal_ranx(rankings, monkeypatch):
     qrels = ranx.Qrels({f"{u:03}": {str(i): 1 for i in targets[offsets[u] : offsets[u + 1]]} for u in users})
     run = ranx.Run({f"{u:03}": {str(i): -float(r) for r, i in enumerate(recommended[u]) if i} for u in users})
     ours = ranking_metrics(*find_hits(*rankings), KS)
-    names = {"recall": "recall", "ndcg": "ndcg", "hr": "hit_rate"}
+    names = {"recall": "recall", "ndcg": "ndcg", "hr": "hit_rate", "mrr": "mrr"}
     expected = ranx.evaluate(qrels, run, [f"{ranxs}@{k}" for ranxs in names.values() for k in KS], return_mean=False)
     for name, theirs in names.items():
         for k in KS:
@@ -55,7 +55,7 @@ def test_values_worked_out_by_hand():
     values = {name: float(value[0]) for name, value in ranking_metrics(hits, num_targets, (3,)).items()}
     second = 1 / np.log2(3)
     assert values == pytest.approx(
-        {"recall@3": 0.5, "ndcg@3": second / (1 + second), "ndcg_hits@3": second, "hr@3": 1.0}, abs=1e-12
+        {"recall@3": 0.5, "ndcg@3": second / (1 + second), "ndcg_hits@3": second, "hr@3": 1.0, "mrr@3": 0.5}, abs=1e-12
     )
 
 

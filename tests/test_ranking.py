@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState
 
 from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
+from bivrec.evaluation.metrics import METRICS
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, evaluate_each, recommend_users, top_k, top_k_of_each, write_per_user
 
@@ -145,7 +146,7 @@ def test_chunk_sizes_change_no_result(user_chunk, item_chunk):
     expected = evaluate(scorer, users, (5, 10))
     result = evaluate(scorer, users, (5, 10), user_chunk=user_chunk, item_chunk=item_chunk)
     assert result.metrics == expected.metrics
-    assert list(expected.metrics) == [f"{name}@{k}" for k in (5, 10) for name in ("recall", "ndcg", "ndcg_hits", "hr")]
+    assert list(expected.metrics) == [f"{name}@{k}" for k in (5, 10) for name in METRICS]
     for name, values in expected.per_user.items():
         np.testing.assert_array_equal(result.per_user[name], values)
 
@@ -156,7 +157,7 @@ def test_a_planted_answer_is_found():
     scores = np.zeros((len(users), NUM_ITEMS), np.float32)
     scores[np.repeat(np.arange(len(users)), np.diff(offsets)), targets - 1] = 1
     result = evaluate(GivenScores(scores), users, (50,))
-    assert result.metrics == {"recall@50": 1.0, "ndcg@50": 1.0, "ndcg_hits@50": 1.0, "hr@50": 1.0}
+    assert result.metrics == dict.fromkeys(("recall@50", "ndcg@50", "ndcg_hits@50", "hr@50", "mrr@50"), 1.0)
     assert evaluate(GivenScores(-scores), users, (50,)).metrics["hr@50"] == 0.0
     assert (result.num_users, result.skipped) == (len(users), 30 - len(users))
     assert result.skipped > 0

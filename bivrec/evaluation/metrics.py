@@ -55,11 +55,18 @@ def ndcg_hits(hits: Hits, num_targets: Counts, k: int) -> PerUser:
     return np.asarray(_dcg(hits, k) / _ideal_dcg(np.maximum(found, 1)))
 
 
+def mrr(hits: Hits, num_targets: Counts, k: int) -> PerUser:
+    """Reciprocal rank of the first hit among the first k; 0 for none."""
+    top = hits[:, :k]
+    return np.asarray(top.any(1) / (1 + top.argmax(1)))
+
+
 METRICS: dict[str, Callable[[Hits, Counts, int], PerUser]] = {
     "recall": recall,
     "ndcg": ndcg,
     "ndcg_hits": ndcg_hits,
     "hr": hit_rate,
+    "mrr": mrr,
 }
 
 
