@@ -31,30 +31,15 @@ def evaluate_views(
 
 def fit_id_weight(
     model: BiVRecNetwork, users: EvaluationUsers, accelerator: Accelerator | None = None
-) -> dict[tuple[float, bool], float]:
+) -> dict[float, float]:
     """Set the model's `id_weight` to the one of `WEIGHTS` with the best recall@20 of these users, the validation's.
 
-    Of equal ones the nearest to an even share. Its `id_trust` becomes 1 for all items if the best recall with that is
-    better by more than a standard error: items to come are rarer than those of the validation. Returns the recall with
-    each weight, with trust as it is or in all.
+    Of equal ones the nearest to an even share. Returns the recall with each weight.
     """
     # As the model will round them.
     weights = torch.tensor(WEIGHTS, dtype=model.id_weight.dtype).tolist()
-    trusts = {False: model.id_trust.clone(), True: torch.ones_like(model.id_trust)}
-    choices = [(place, in_all) for in_all in trusts for place in range(len(WEIGHTS))]
-    scorers = ModelScorers(model, [weights[place] * trusts[in_all] for place, in_all in choices])
+    scorers = ModelScorers(model, [weight * model.id_trust for weight in weights])
     results = evaluate_each(scorers, users, (METRIC_K,), accelerator=accelerator)
-    recalls = {
-        (WEIGHTS[place], in_all): result.per_user[f"recall@{METRIC_K}"]
-        for (place, in_all), result in zip(choices, results, strict=True)
-    }
-    means = {choice: float(recall.mean()) for choice, recall in recalls.items()}
-    as_is, of_all = (
-        max(((weight, in_all) for weight in WEIGHTS), key=lambda choice: (means[choice], -abs(choice[0] - 0.5)))
-        for in_all in (False, True)
-    )
-    gain = recalls[of_all] - recalls[as_is]
-    weight, in_all = of_all if gain.mean() > gain.std() / len(gain) ** 0.5 else as_is
-    model.id_weight.fill_(weight)
-    model.id_trust.copy_(trusts[in_all])
-    return means
+    recalls = {weight: result.metrics[f"recall@{METRIC_K}"] for weight, result in zip(WEIGHTS, results, strict=True)}
+    model.id_weight.fill_(max(WEIGHTS, key=lambda weight: (recalls[weight], -abs(weight - 0.5))))
+    return recalls
