@@ -11,6 +11,7 @@ from bivrec.baselines.floors import fit_floor
 from bivrec.cards import last_parts
 from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.domain import Domain
+from bivrec.data.refit import RefitDomain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import Scorer, evaluate
@@ -40,6 +41,9 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
         domain = run.open_domain()
     except BivrecError:
         return facts
+    if run.config.training.with_validation:
+        # Floors may know what the model knows.
+        domain = RefitDomain(domain)
     if isinstance(model, Tower) and not model.training["results"]:
         facts["results"] = {"mm": _measure(ModelScorer(zero_shot_model(domain, model)), domain)}
     return {**facts, "source": public_source(domain.info.source), "floors": measure_floors(domain)}

@@ -51,12 +51,11 @@ PROTOCOL = {
         "targets": "the last 20 % of a user's sequence",
     },
     LEAVE_ONE_OUT: {
-        "users": "all with 3 interactions or more, whose sequences without the last two were trained on",
+        "users": "all with 3 interactions or more",
         "targets": "the last interaction of a user",
     },
     TEMPORAL: {
-        "users": "all with interactions both before the test's time and since; nothing since the validation's time was "
-        "trained on",
+        "users": "all with interactions both before the test's time and since",
         "targets": "what a user did since the test's time",
     },
 }
@@ -95,7 +94,7 @@ def model_card(
         # The frozen encoders are no base models: none of their weights is here, and none was changed.
         base_model=started_from["repository"] if started_from else None,
         model_name=name,
-        eval_results=[_evaluation(view, metric, value, domain, protocol) for view in views for metric, value in
+        eval_results=[_evaluation(view, metric, value, training) for view in views for metric, value in
                       training["results"][view].items()] or None,
     )  # fmt: skip
     return _render(
@@ -108,6 +107,7 @@ def model_card(
         training={**training, "command": neutral_command(training["command"])},
         started_from=started_from,
         protocol=protocol,
+        with_validation=_with_validation(training),
         dataset=training.get("dataset"),
         source=training.get("source"),
         floors=training.get("floors"),
@@ -169,7 +169,9 @@ def last_parts(text: str) -> str:
     return re.sub(r"(^|=)([~/].*)$", lambda found: found[1] + PurePosixPath(found[2]).name, text)
 
 
-def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any], protocol: str) -> EvalResult:
+def _evaluation(view: str, metric: str, value: float, training: Mapping[str, Any]) -> EvalResult:
+    domain = training["domain"]
+    protocol = domain["protocol"]
     kind, _, k = metric.partition("@")
     return EvalResult(
         task_type="sequential-recommendation",
@@ -180,6 +182,7 @@ def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any],
         dataset_args={
             "protocol": protocol,
             **PROTOCOL[protocol],
+            "trained_on": "the training and the validation" if _with_validation(training) else "the training",
             "candidates": "the whole catalogue",
             "seen_items": "not removed",
             "test_users": domain["users"]["test"],
@@ -190,6 +193,11 @@ def _evaluation(view: str, metric: str, value: float, domain: Mapping[str, Any],
         metric_config=view,
         metric_value=value,
     )
+
+
+def _with_validation(training: Mapping[str, Any]) -> bool:
+    """Whether it was trained on the validation too."""
+    return bool(training["config"]["training"].get("with_validation", False))
 
 
 def _started_from(origin: Mapping[str, Any] | None) -> dict[str, str | None] | None:

@@ -210,6 +210,18 @@ class TrainingConfig:
     selection_view: str = _setting(
         "both", "view whose validation recall selects the best checkpoint", choices=("id", "mm", "both")
     )
+    with_validation: bool = _setting(
+        False,
+        "whether the validation's sequences are trained on too, and the weights of the last step kept: what `bivrec "
+        "refit` sets",
+    )
+    id_weight: float = _setting(
+        0.5,
+        "share of the ID view where both views rank together; fit on the validation when the training has ended, "
+        "unless that was trained on",
+        low=0.0,
+        high=1.0,
+    )
     seed: int = _setting(0, "seed of initialisation, batches, dropout and noise", low=0)
 
 

@@ -102,7 +102,7 @@ def _training(run: Run) -> dict[str, Any]:
         "stage": run.info.stage,
         "domain": {key: value for key, value in run.info.domain.items() if key != "path"},
         "started_from": run.info.started_from,
-        "config": run.info.config,
+        "config": run.config.to_dict(),
         "command": neutral_command(run.info.command),
         "versions": run.info.versions,
         "hardware": run.info.hardware,

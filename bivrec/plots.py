@@ -68,6 +68,8 @@ def check_picture(path: Path) -> None:
 
 def _validations(run: Run, metric: str, view: str) -> dict[str, list[tuple[int, float]]]:
     """View -> steps and values of a validation metric."""
+    if run.config.training.with_validation:
+        raise BivrecError(f"{run.path}: was trained on the validation, and has no validation metrics to draw")
     lines = [line for line in run.metrics() if line["split"] == "validation"]
     if not lines:
         raise BivrecError(f"{run.path}: not evaluated yet; a Run has points after training.evaluate_every steps")

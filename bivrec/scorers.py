@@ -41,6 +41,8 @@ class NamedScorer:
     """Share of the ID view where both rank together; None: one alone."""
     warnings: tuple[str, ...] = ()
     """What the reader of its lists must know."""
+    with_validation: bool = False
+    """Whether it was trained on the validation too, of which it must not be asked."""
     not_zero_shot: str | None = None
     """Why the results of a tower on a Domain that is not its own are not zero-shot, and what to do; None: they are."""
 
@@ -100,9 +102,10 @@ def recommender(
 
 
 def _of_run(named: NamedScorer, run: Run) -> NamedScorer:
-    """With a warning if the training has not ended."""
+    """With what a Run tells of its training."""
     line = run.unfinished()
-    return replace(named, warnings=(line, *named.warnings)) if line else named
+    warnings = (line, *named.warnings) if line else named.warnings
+    return replace(named, warnings=warnings, with_validation=run.config.training.with_validation)
 
 
 def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:
@@ -121,7 +124,8 @@ def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, ze
                     f"{source}: trained on another preparation of these items, and perhaps on these users; "
                     "`bivrec recommend` ranks a catalogue that has changed, and --zero-shot uses the tower alone"
                 )
-            yield from _views(network, view, name, "model", model.source)
+            known = model.training["config"]["training"].get("with_validation", False)
+            yield from (replace(n, with_validation=known) for n in _views(network, view, name, "model", model.source))
             return
         model = model.tower
     _refuse_id(source, view)

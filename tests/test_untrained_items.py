@@ -30,21 +30,27 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
     return Domain.open(folder / "shop")
 
 
+def trained_items(domain: Domain) -> torch.Tensor:
+    """Bool [V + 1]."""
+    return torch.from_numpy(domain.training_counts() > 0)
+
+
 def test_the_items_that_are_trained_on_come_first(domain: Domain) -> None:
-    trained = set(domain.sequences("train").items.tolist())
-    assert trained == set(range(1, domain.num_trained_items + 1))
-    assert domain.num_trained_items < domain.num_items
+    trained = trained_items(domain)
+    assert set(domain.sequences("train").items.tolist()) == set(range(1, int(trained.sum()) + 1))
+    assert trained[1:].sum() < domain.num_items
 
 
 def test_the_table_neither_gives_nor_learns_their_vectors() -> None:
     items = IdItems(num_items=9, hidden_size=4)
-    items.num_trained = 6
+    trained = torch.tensor([False, *[True] * 4, False, True, *[False] * 3])
+    items.trained = trained
     vectors = items(torch.arange(10))
-    assert vectors[1:7].equal(items.table.weight[1:7])
-    assert not vectors[[0, 7, 8, 9]].any()
+    assert vectors[trained].equal(items.table.weight[trained])
+    assert not vectors[~trained].any()
     vectors.sum().backward()
     assert items.table.weight.grad is not None
-    assert items.table.weight.grad.any(1).tolist() == [False, *[True] * 6, *[False] * 3]
+    assert items.table.weight.grad.any(1).equal(trained)
 
 
 @pytest.fixture(scope="module", params=["full", "uniform"])
@@ -59,16 +65,12 @@ def run(request: pytest.FixtureRequest, domain: Domain, tmp_path_factory: pytest
 
 def test_they_have_no_id_vectors(domain: Domain, run: Run) -> None:
     table = weights(run, "best")["towers.id.items.identity.table.weight"]
-    known = table.any(1)
-    assert known[1 : domain.num_trained_items + 1].all()
-    assert not known[domain.num_trained_items + 1 :].any()
+    assert table.any(1).equal(trained_items(domain))
 
 
-def test_the_id_view_is_trusted_with_what_it_has_seen_or_with_all(domain: Domain, run: Run) -> None:
+def test_the_id_view_is_trusted_with_what_it_has_seen(domain: Domain, run: Run) -> None:
     counts = [int((domain.sequences("train").items == item).sum()) for item in range(domain.num_items + 1)]
-    assert weights(run, "last")["id_trust"].tolist() == pytest.approx([count / (count + 2) for count in counts])
-    chosen, before = (weights(run, name)["id_trust"] for name in ("best", "last"))
-    assert chosen.equal(before) or chosen.equal(torch.ones_like(before))
+    assert weights(run, "best")["id_trust"].tolist() == pytest.approx([count / (count + 2) for count in counts])
 
 
 @torch.no_grad()
@@ -77,5 +79,4 @@ def test_the_id_view_knows_them_by_their_content(domain: Domain, run: Run) -> No
     assert isinstance(items, JointItems)
     indices = torch.arange(domain.num_items + 1)
     by_content = (items(indices) == items.content(indices)).all(1)
-    assert by_content[domain.num_trained_items + 1 :].all()
-    assert not by_content[1 : domain.num_trained_items + 1].any()
+    assert by_content[1:].equal(~trained_items(domain)[1:])

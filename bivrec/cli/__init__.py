@@ -19,6 +19,7 @@ COMMANDS = {
     "publish": ("publish", "Publish a Run's model to a folder or the Hugging Face Hub."),
     "publish-domain": ("publish_domain", "Publish a Domain as a data set, to a folder or the Hugging Face Hub."),
     "finetune": ("finetune", "Attach a fresh ID tower to a published tower and train both views (stage 2)."),
+    "refit": ("refit", "Train as a Run was, on the validation's interactions too."),
     "evaluate": ("evaluate", "Rank the whole catalogue for the users of a split and print the metrics."),
     "recommend": ("recommend", "Recommend items to the users of a Domain, or to others."),
     "export": ("export", "Write a Domain as plain tables, for other programs."),

@@ -109,6 +109,7 @@ def evaluate(
         _listed(lists, opened, users, ks, remove_seen),
         _ranked(
             named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot),
+            split,
             users,
             ks,
             remove_seen,
@@ -158,12 +159,14 @@ class _Row(NamedTuple):
 
 
 def _ranked(
-    scorers: Iterable[NamedScorer], users: EvaluationUsers, ks: Sequence[int], remove_seen: bool
+    scorers: Iterable[NamedScorer], split: str, users: EvaluationUsers, ks: Sequence[int], remove_seen: bool
 ) -> Iterator[_Row]:
     from bivrec.evaluation.ranking import evaluate as rank
 
     told: set[str] = set()
     for named in scorers:
+        if named.with_validation and split == "validation":
+            raise BivrecError(f"{named.name}: was trained on the validation, and can be asked of it no more")
         for line in (*named.warnings, named.not_zero_shot):
             # Of all views of a Run it is one.
             if line and line not in told:

@@ -62,7 +62,9 @@ def _echo_run(run: Run) -> None:
     results = run.results()
     state = "" if results else f": not ended; go on with `bivrec {record.stage} --to {run.path} --resume`"
     click.echo(f"  step {last.step:,} of {training.steps:,}, {last.seconds:.0f} s{state}")
-    if last.best_step:
+    if training.with_validation:
+        click.echo("  trained on the validation too")
+    elif last.best_step:
         click.echo(f"  best weights of step {last.best_step:,}: validation recall@20 {100 * last.best_recall:.2f} %")
     if results:
         click.echo("on the test users:")

@@ -71,11 +71,12 @@ run_options = together(
     click.option("--views", type=click.Choice(["both", "mm", "id"]), callback=_views,
                  help="Views to train.  [default: the recipe's]"),
 )  # fmt: skip
+track_option = click.option("--track", metavar="NAME", help="Also log to a tracker, e.g. tensorboard or wandb.")
 training_options = together(
     set_option,
     overwrite_option,
     click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings."),
-    click.option("--track", metavar="NAME", help="Also log to a tracker, e.g. tensorboard or wandb."),
+    track_option,
 )
 
 

@@ -148,10 +148,9 @@ class Domain:
             cutoff=self.info.cutoffs.get(split),
         )
 
-    @property
-    def num_trained_items(self) -> int:
-        """T, the last item that a training sequence holds: indices go by popularity there, so T + 1..V are in none."""
-        return int(self.sequences("train").items.max())
+    def training_counts(self) -> np.ndarray:
+        """Int64 [V + 1]: interactions of each item in the training sequences."""
+        return np.bincount(self.sequences("train").items, minlength=self.num_items + 1)
 
     def item_table(self) -> datasets.Dataset:
         """Rows of item_id, title, text, image; row k is item index k + 1."""

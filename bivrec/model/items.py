@@ -53,12 +53,13 @@ class IdItems(Items):
 
     def __init__(self, num_items: int, hidden_size: int) -> None:
         super().__init__()
-        self.num_trained = num_items
-        """T: items T + 1..V, which no training sequence holds, have no vector, and none is learnt."""
         self.table = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
         nn.init.trunc_normal_(self.table.weight, std=0.02)
         with torch.no_grad():
             self.table.weight[0].zero_()
+        # Not a buffer: it is of a training, and not of the model.
+        self.trained: Tensor | None = None
+        """Bool [V + 1]: items that a training sequence holds; the others have no vector, and none is learnt."""
 
     @property
     def num_items(self) -> int:
@@ -67,7 +68,10 @@ class IdItems(Items):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices (0: padding, a zero vector)."""
-        vectors: Tensor = self.table(indices.masked_fill(indices > self.num_trained, 0))
+        if self.trained is not None:
+            self.trained = self.trained.to(indices.device)
+            indices = indices * self.trained[indices]
+        vectors: Tensor = self.table(indices)
         return vectors
 
 

@@ -13,16 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, set_seed
-from torch import Tensor
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
+from bivrec.data.refit import RefitDomain
 from bivrec.data.sketch import item_sketch, join_sketches
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views, fit_id_weight
@@ -66,6 +65,8 @@ def fit(
     """
     _check_folder(path, overwrite, resume)
     _check_evaluable(domain)
+    if config.training.with_validation:
+        domain = RefitDomain(domain)
     accelerator = make_accelerator(str(path), tracker)
     there = path.exists()
     with ExitStack() as locks:
@@ -75,13 +76,15 @@ def fit(
                 locks.enter_context(locked(path))
         set_seed(config.training.seed)
         model = make_model().to(accelerator.device)
+        counts = torch.from_numpy(domain.training_counts())
         for part in model.modules():
             if isinstance(part, IdItems):
-                part.num_trained = domain.num_trained_items
+                part.trained = counts > 0
         if not resume:
             _start_tables(model, domain, config)
             if len(model.views) > 1:
-                model.id_trust.copy_(id_trust(domain))
+                model.id_weight.fill_(config.training.id_weight)
+                model.id_trust.copy_(counts / (counts + HALF_TRUSTED))
         trainer = Trainer(model, domain, config, accelerator, pretrained)
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
@@ -113,7 +116,7 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
 def _finish(run: Run, model: BiVRecNetwork, domain: Domain, accelerator: Accelerator) -> None:
     """Evaluate the best weights, and record the results."""
     progress = load_checkpoint(run.checkpoint("best"), model)
-    if len(model.views) > 1:
+    if len(model.views) > 1 and not run.config.training.with_validation:
         fit_id_weight(model, EvaluationUsers.from_sequences(domain.sequences("validation")), accelerator)
         if accelerator.is_main_process:
             save_checkpoint(run.checkpoint("best"), model, progress)
@@ -133,19 +136,13 @@ def _check_evaluable(domain: Domain) -> None:
             )
 
 
-def id_trust(domain: Domain) -> Tensor:
-    """[V + 1]: n / (n + HALF_TRUSTED) of an item with n training interactions."""
-    count = torch.from_numpy(np.bincount(domain.sequences("train").items, minlength=domain.num_items + 1))
-    return count / (count + HALF_TRUSTED)
-
-
 @torch.no_grad()
 def _start_tables(model: BiVRecNetwork, domain: Domain, config: Config) -> None:
     """Where the rows of the ID tables start: with no vector for items that are not trained on, like those that come to
     a catalogue later, and if it is so configured with spectral vectors, as long as random ones, for the others."""
-    trained = slice(1, domain.num_trained_items + 1)
+    trained = torch.from_numpy(domain.training_counts() > 0)
     for table in id_tables(model):
-        table.weight[trained.stop :] = 0
+        table.weight[~trained] = 0
         if config.training.id_init != "spectral":
             continue
         # Once: of a large catalogue they take gigabytes, and rounding, with it signs, differs between machines.

@@ -85,7 +85,9 @@ class Trainer:
         in_batch = config.objective.candidates == "in-batch"
         shares = self._sampler.last_target_shares(domain.num_items) if in_batch else None
         self._candidates = CandidateSampler(config.objective, domain.num_items, config.training.seed, shares)
-        self._validation = EvaluationUsers.from_sequences(domain.sequences("validation"))
+        self._validation = (
+            None if config.training.with_validation else EvaluationUsers.from_sequences(domain.sequences("validation"))
+        )
         self._optimizer = make_optimizer(model, self._pretrained, config.training)
         self._objective: nn.Module = accelerator.prepare(self._make_objective())
         self._progress = Progress()
@@ -100,7 +102,9 @@ class Trainer:
         self._sparse_tables = [table for table in id_tables(self._model) if table.sparse]
         weights = [table.weight for table in self._sparse_tables]
         names = [name for name, parameter in objective.named_parameters() if any(parameter is w for w in weights)]
-        # Not every backend can average sparse gradients; the loop does it.
+        # Not every backend can average sparse gradients, the loop does it; and buffers, which have a value for each
+        # item, are alike everywhere and never change.
+        names += [name for name, _ in objective.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, names)  # type: ignore[no-untyped-call]
         return objective
 
@@ -144,7 +148,7 @@ class Trainer:
                     report.means(step)
                 if at_evaluation:
                     self._progress.seconds = time.monotonic() - started
-                    recall = self._validate()
+                    recall = self._validate(self._validation) if self._validation else None
                     display.evaluated(self._progress, means["loss"], recall)
                 if at_evaluation or stop:
                     self._progress.seconds = time.monotonic() - started
@@ -154,6 +158,9 @@ class Trainer:
                         f"interrupted at step {self._progress.step} and saved; go on with "
                         f"`bivrec {run.info.stage} --to {run.path} --resume`"
                     )
+            if self._validation is None:
+                self._progress.best_step = self._progress.step
+                self._save("best")
 
     def _step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step; returns the parts of the loss, without waiting for the device."""
@@ -189,11 +196,11 @@ class Trainer:
         self._optimizer.step()
         return totals
 
-    def _validate(self) -> float:
+    def _validate(self, users: EvaluationUsers) -> float:
         """Evaluate every view, keep the best checkpoint, and count the evaluations without a gain."""
         settings = self._config.training
         recalls = {}
-        results = evaluate_views(self._model, self._validation, EVALUATION_KS, self._accelerator)
+        results = evaluate_views(self._model, users, EVALUATION_KS, self._accelerator)
         for view, result in results.items():
             recalls[view] = result.metrics[SELECTION_METRIC]
             self._log({"split": "validation", "step": self._progress.step, "view": view, **result.metrics})

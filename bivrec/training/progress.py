@@ -31,16 +31,16 @@ class ProgressDisplay:
         """Count a step."""
         self._bar.update()
 
-    def evaluated(self, progress: Progress, loss: float, value: float) -> None:
-        """Show an evaluation: the mean loss since the last report, and the metric as a fraction of 1."""
-        metric = f"{self._metric} {100 * value:.2f} %"
+    def evaluated(self, progress: Progress, loss: float, value: float | None) -> None:
+        """Show the mean loss since the last report, and the metric as a fraction of 1; None: it was not evaluated."""
         best = f"(best {100 * progress.best_recall:.2f} at step {progress.best_step})"
-        self._bar.set_postfix_str(f"loss {loss:.2f}, {metric} {best}")
+        metric = "" if value is None else f"{self._metric} {100 * value:.2f} % {best}"
+        self._bar.set_postfix_str(", ".join(filter(None, (f"loss {loss:.2f}", metric))))
         if self._in_lines:
             rate = (progress.step - self._done) / (time.monotonic() - self._started)
             ends = progress.finished or progress.step >= self._steps
             left = "" if ends else f"  {duration((self._steps - progress.step) / rate)} left"
-            line = f"step {progress.step}/{self._steps}  loss {loss:.2f}  validation {metric} {best}"
+            line = f"step {progress.step}/{self._steps}  loss {loss:.2f}{metric and f'  validation {metric}'}"
             print(f"{line}  {rate:.{1 if rate < 100 else 0}f} steps/s{left}", file=sys.stderr, flush=True)
 
 

@@ -1,0 +1,56 @@
+"""A finished training once more, on all that is not asked for in the test."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from bivrec.artefact import Tower
+from bivrec.errors import BivrecError
+from bivrec.finetune import finetune
+from bivrec.training.fit import fit
+from bivrec.training.run import Run, fresh_model
+
+
+def refit(run: Run, path: Path, *, overwrite: bool = False, tracker: str | None = None) -> Run:
+    """Train a new Run at `path` as `run` was, on the validation's interactions too.
+
+    What those had told is kept: it takes as many steps as the best weights of `run` have, and its views rank together
+    in the same shares. The test users stay unknown, so its results compare with those of `run`.
+    Raises BivrecError if `run` has not ended, or its Domain or the tower that it started from is not what it was.
+    """
+    if path.resolve() == run.path.resolve():
+        raise BivrecError(f"{path}: is what is to be trained again; choose another --to")
+    if run.config.training.with_validation:
+        raise BivrecError(f"{run.path}: was trained on the validation already; refit the Run before it")
+    if not run.results():
+        raise BivrecError(run.unfinished() or f"{run.path}: not evaluated yet, so that no number of steps was the best")
+    training = dataclasses.replace(run.config.training, with_validation=True, steps=run.progress().best_step)
+    if (weight := run.id_weight()) is not None:
+        training = dataclasses.replace(training, id_weight=weight)
+    config = dataclasses.replace(run.config, training=training)
+    domain = run.open_domain()
+    if run.info.started_from:
+        return finetune(domain, path, config, _tower_of(run), overwrite=overwrite, tracker=tracker)
+    return fit(
+        run.info.stage,
+        domain,
+        path,
+        config,
+        run.feature_specs,
+        lambda: fresh_model(config, domain, run.feature_specs, reader=str(run.path)),
+        overwrite=overwrite,
+        tracker=tracker,
+    )
+
+
+def _tower_of(run: Run) -> Tower:
+    """The tower that a finetuning started from. Raises BivrecError if it cannot be had any more."""
+    origin = run.info.started_from or {}
+    name, commit = str(origin["name"]), origin["revision"]
+    tower = Tower.from_pretrained(name.partition("@")[0], commit) if commit else Tower.from_pretrained(name)
+    if tower.source["sha256"] != origin["sha256"]:
+        raise BivrecError(
+            f"{name}: has other weights than {run.path} started from; put those back, or run `bivrec finetune` again"
+        )
+    return tower

@@ -1,0 +1,187 @@
+"""A last training on the validation too: on what, with which settings, and what is told of it."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from stages import bivrec, config, interrupt_at, items_of_split, prepare_shop, same, settings, succeed, weights
+
+from bivrec.artefact import Tower
+from bivrec.config import Config
+from bivrec.data.domain import Domain
+from bivrec.data.info import SPLITS
+from bivrec.data.refit import RefitDomain
+from bivrec.errors import BivrecError
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.finetune import finetune, finetune_config
+from bivrec.hub import publish
+from bivrec.pretrain import pretrain, resume
+from bivrec.refit import refit
+from bivrec.training.run import Run
+
+pytest_plugins = ("stage_fixtures",)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of a shop to which a new item comes every few days, with users of 1 to 9 interactions."""
+    folder = tmp_path_factory.mktemp("shop")
+    random = np.random.default_rng(5)
+    rows = [
+        (f"u{user:02}", f"i{random.integers(max(0, time // 40 - 8), time // 40 + 4)}", time)
+        for user in range(90)
+        for time in np.sort(random.choice(1000, 1 + user % 9, replace=False))
+    ]
+    pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).to_csv(folder / "interactions.csv", index=False)
+    titles = [(f"i{item}", f"thing {item} of kind {item % 4}") for item in range(30)]
+    pd.DataFrame(titles, columns=["item_id", "title"]).to_csv(folder / "items.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["8:1:1", "leave-one-out", "temporal"])
+def domain(request: pytest.FixtureRequest, shop: Path) -> Domain:
+    path = shop / str(request.param).replace(":", "-")
+    prepare_shop(shop, path, "--split", request.param)
+    succeed("encode", path, "--text", "hashing", "--whiten")
+    return Domain.open(path)
+
+
+def shop_config(**training: Any) -> Config:
+    return config(model={"modalities": ["text"]}, training={"evaluate_every": 1, "seed": 2, **training})
+
+
+@pytest.fixture(scope="module")
+def run(domain: Domain, shop: Path) -> Run:
+    return pretrain(domain, shop / "runs" / domain.name, shop_config())
+
+
+@pytest.fixture(scope="module")
+def final(run: Run, shop: Path) -> Run:
+    return refit(run, shop / "final" / run.path.name)
+
+
+def test_all_before_the_test_is_trained_on(domain: Domain) -> None:
+    before = {split: items_of_split(domain, split) for split in SPLITS}
+    united = RefitDomain(domain)
+    after = {split: items_of_split(united, split) for split in SPLITS}
+    assert list(after["train"]) == sorted(after["train"])
+    # Of a user whom both have, what the validation has begins as what the training has.
+    assert after["train"] == {**before["train"], **before["validation"]}
+    assert [after[split] for split in SPLITS[1:]] == [before[split] for split in SPLITS[1:]]
+    train = united.sequences("train")
+    assert all(np.all(np.diff(train.timestamps[a:b]) >= 0) for a, b in pairwise(train.offsets))
+
+
+def test_what_is_in_the_test_alone_stays_unknown(domain: Domain) -> None:
+    known = items_of_split(RefitDomain(domain), "train")
+    test = EvaluationUsers.from_sequences(domain.sequences("test"))
+    for user, history in zip(test.user_ids, test.cuts - test.starts, strict=True):
+        assert len(known.get(user, [])) <= (0 if domain.info.protocol == "user-split" else history)
+
+
+def test_what_the_validation_told_is_kept(run: Run, final: Run) -> None:
+    assert final.config.training.steps == run.progress().best_step == final.progress().best_step
+    assert final.id_weight() == run.id_weight()
+    assert final.results().keys() == run.results().keys()
+    assert not any(line["split"] == "validation" for line in final.metrics())
+
+
+def test_items_of_the_validation_have_id_vectors(domain: Domain, run: Run, final: Run) -> None:
+    counts = torch.from_numpy(RefitDomain(domain).training_counts())
+    assert weights(final, "best")["towers.id.items.table.weight"].any(1).equal(counts > 0)
+    assert weights(final, "best")["id_trust"].tolist() == pytest.approx((counts / (counts + 2)).tolist())
+    if domain.info.protocol == "temporal":
+        assert (counts > 0).sum() > weights(run, "best")["towers.id.items.table.weight"].any(1).sum()
+
+
+def test_it_is_the_training_on_a_domain_that_has_no_more_than_that(domain: Domain, run: Run, tmp_path: Path) -> None:
+    steps = run.progress().best_step
+    weight = float(weights(run, "best")["id_weight"])
+    by_hand = pretrain(domain, tmp_path / "run", shop_config(with_validation=True, steps=steps, id_weight=weight))
+    assert same(weights(by_hand, "best"), weights(refit(run, tmp_path / "refit"), "best"))
+
+
+def test_an_interrupted_refit_goes_on(run: Run, final: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=0)
+        with pytest.raises(BivrecError, match=r"interrupted at step 1 .*`bivrec pretrain --to .* --resume`"):
+            refit(run, tmp_path / "final")
+    assert same(weights(resume(tmp_path / "final"), "best"), weights(final, "best"))
+
+
+def test_a_finetuning_starts_from_its_tower_again(target: Domain, tower: Path, tmp_path: Path) -> None:
+    published = tmp_path / "tower"
+    shutil.copytree(tower, published)
+    recipe = {"training": {"steps": 4, "evaluate_every": 4, "batch_size": 16, "learning_rate": 0.0}}
+    opened = Tower.from_pretrained(str(published))
+    tuned = finetune(target, tmp_path / "run", finetune_config(recipe, opened), opened)
+    again = refit(tuned, tmp_path / "final")
+    assert again.info.started_from == tuned.info.started_from
+    # Nothing was learnt, so what it began with is what it has.
+    assert same(weights(again, "best", "towers.mm."), opened.weights)
+    scratch = finetune(target, tmp_path / "scratch", finetune_config(recipe, opened), opened, from_scratch=True)
+    assert refit(scratch, tmp_path / "scratch-final").info.started_from is None
+    shutil.rmtree(published)
+    publish(again, str(published), "tower")
+    other = pretrain(target, tmp_path / "other", config())
+    publish(other, str(published), overwrite=True)
+    with pytest.raises(BivrecError, match="has other weights than"):
+        refit(tuned, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_command(source: Domain, tmp_path: Path) -> None:
+    run, final = tmp_path / "run", tmp_path / "final"
+    succeed("pretrain", source.path, "--to", run, *settings(training={"steps": 2, "evaluate_every": 1}))
+    told = succeed("refit", run, "--to", final)
+    assert f"{final}: best weights of step {Run.open(run).progress().best_step}" in told
+    assert "trained on the validation too" in succeed("info", final)
+    succeed("evaluate", source.path, "--run", final, "--run", run)
+    succeed("publish", final, "--to", tmp_path / "model", "--model", "joint")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "without the validation's interactions told" in card
+    assert "trained_on: the training and the validation" in card
+    for source_of_model in (("--run", final), ("--from-hub", tmp_path / "model")):
+        refused = bivrec("evaluate", source.path, *source_of_model, "--split", "validation")
+        assert refused.exit_code == 1
+        assert "was trained on the validation" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("{final}", "--to", "{new}"), "was trained on the validation already"),
+        (("{run}", "--to", "{run}", "--overwrite"), "choose another --to"),
+        (("{run}", "--to", "{final}"), "exists already"),
+        (("{new}", "--to", "{final}"), "not a Run"),
+    ],
+)
+def test_what_is_refused(run: Run, final: Run, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
+    paths = {"run": run.path, "final": final.path, "new": tmp_path / "new"}
+    result = bivrec("refit", *(argument.format(**paths) for argument in arguments))
+    assert result.exit_code == 1
+    assert line in result.output
+    assert "Traceback" not in result.output
+    assert not paths["new"].exists()
+    assert run.results()
+
+
+def test_an_unfinished_training_is_not_refit(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=2)
+        with pytest.raises(BivrecError, match="interrupted"):
+            pretrain(domain, tmp_path / "run", shop_config())
+    with pytest.raises(BivrecError, match="not ended"):
+        refit(Run.open(tmp_path / "run"), tmp_path / "final")
+
+
+def test_no_curve_is_drawn_of_it(final: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = bivrec("plot", final.path, "--to", tmp_path / "curve.png")
+    assert result.exit_code == 1
+    assert "has no validation metrics" in result.output
