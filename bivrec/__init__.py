@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from bivrec.artefact import BiVRec, Tower
     from bivrec.data.domain import Domain
     from bivrec.errors import BivrecError
+    from bivrec.recommender import Recommender
 
-__all__ = ["BiVRec", "BivrecError", "Domain", "Tower"]
+__all__ = ["BiVRec", "BivrecError", "Domain", "Recommender", "Tower"]
 
 _HOMES = {
     "BiVRec": "bivrec.artefact",
     "BivrecError": "bivrec.errors",
     "Domain": "bivrec.data.domain",
+    "Recommender": "bivrec.recommender",
     "Tower": "bivrec.artefact",
 }
 

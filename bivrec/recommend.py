@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +19,7 @@ from bivrec.data.domain import Domain
 from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import Scorer, top_k
+from bivrec.evaluation.ranking import Restricted, Scorer, top_k
 from bivrec.evaluation.reasons import reasons
 from bivrec.files import check_new_file, new_file
 
@@ -75,7 +74,7 @@ def _tables(
     because: bool,
     user_chunk: int,
 ) -> Iterator[pa.Table]:
-    ranked = scorer if allowed is None else _Restricted(scorer, allowed)
+    ranked = scorer if allowed is None else Restricted(scorer, allowed)
     for first in tqdm(range(0, len(users), user_chunk), desc="recommending", unit="chunk", leave=False, disable=None):
         last = min(first + user_chunk, len(users))
         seen = users.seen(first, last) if remove_seen else None
@@ -95,23 +94,6 @@ def _tables(
             reason = _described(catalogue, reasons(scorer, histories, items)[found])
             columns |= {f"because_{name}": reason[name] for name in reason.column_names}
         yield pa.table(columns)
-
-
-class _Restricted:
-    """A scorer that ranks some items alone."""
-
-    def __init__(self, scorer: Scorer, allowed: Tensor) -> None:
-        self._scorer = scorer
-        self._allowed = allowed
-        self.num_items = scorer.num_items
-        self.max_history = scorer.max_history
-
-    def encode(self, histories: Tensor) -> Any:
-        return self._scorer.encode(histories)
-
-    def score(self, users: Any, first: int, last: int) -> Tensor:
-        scores = self._scorer.score(users, first, last)
-        return scores.masked_fill(~self._allowed[first:last].to(scores.device), -torch.inf)
 
 
 def _described(catalogue: pa.Table, items: Tensor) -> pa.Table:

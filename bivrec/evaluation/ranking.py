@@ -63,6 +63,26 @@ class Scorers(Protocol):
         """Scores [B, last - first] of items first..last-1, of each scorer in turn."""
 
 
+class Restricted:
+    """A Scorer that ranks none but some of the items."""
+
+    def __init__(self, scorer: Scorer, allowed: Tensor) -> None:
+        """allowed: bool [V + 1]."""
+        self._scorer = scorer
+        self._allowed = allowed
+        self.num_items = scorer.num_items
+        self.max_history = scorer.max_history
+
+    def encode(self, histories: Tensor) -> Any:
+        """State of users, as of the scorer."""
+        return self._scorer.encode(histories)
+
+    def score(self, users: Any, first: int, last: int) -> Tensor:
+        """Scores of items first..last-1, minus infinity of those that are not allowed."""
+        scores = self._scorer.score(users, first, last)
+        return scores.masked_fill(~self._allowed[first:last].to(scores.device), -torch.inf)
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """Means over users and the values that they are means of, as fractions of 1."""
