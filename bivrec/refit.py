@@ -6,18 +6,24 @@ import dataclasses
 from pathlib import Path
 
 from bivrec.artefact import Tower
+from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.finetune import finetune
 from bivrec.training.fit import fit
 from bivrec.training.run import Run, fresh_model
 
 
-def refit(run: Run, path: Path, *, overwrite: bool = False, tracker: str | None = None) -> Run:
+def refit(
+    run: Run, path: Path, domain: Domain | None = None, *, overwrite: bool = False, tracker: str | None = None
+) -> Run:
     """Train a new Run at `path` as `run` was, on the validation's interactions too.
 
     What those had told is kept: it takes as many steps as the best weights of `run` have, and its views rank together
-    in the same shares. The test users stay unknown, so its results compare with those of `run`.
-    Raises BivrecError if `run` has not ended, or its Domain or the tower that it started from is not what it was.
+    in the same shares. What the test asks for stays unknown, so its results compare with those of `run`.
+
+    domain: what to train on instead of the Domain of `run`, such as one of the same shop with what came since.
+    Raises BivrecError if `run` has not ended, its Domain or the tower that it started from is not what it was, or
+    `domain` lacks its features.
     """
     if path.resolve() == run.path.resolve():
         raise BivrecError(f"{path}: is what is to be trained again; choose another --to")
@@ -29,7 +35,7 @@ def refit(run: Run, path: Path, *, overwrite: bool = False, tracker: str | None 
     if (weight := run.id_weight()) is not None:
         training = dataclasses.replace(training, id_weight=weight)
     config = dataclasses.replace(run.config, training=training)
-    domain = run.open_domain()
+    domain = domain or run.open_domain()
     if run.info.started_from:
         return finetune(domain, path, config, _tower_of(run), overwrite=overwrite, tracker=tracker)
     return fit(

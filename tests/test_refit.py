@@ -185,3 +185,19 @@ def test_no_curve_is_drawn_of_it(final: Run, tmp_path: Path) -> None:
     result = bivrec("plot", final.path, "--to", tmp_path / "curve.png")
     assert result.exit_code == 1
     assert "has no validation metrics" in result.output
+
+
+def test_a_domain_with_what_came_since(run: Run, shop: Path, domain: Domain, tmp_path: Path) -> None:
+    shutil.copy(shop / "items.csv", tmp_path)
+    rows = pd.read_csv(shop / "interactions.csv")
+    since = rows.assign(timestamp=rows["timestamp"] + 1000, user_id="later-" + rows["user_id"])
+    pd.concat([rows, since]).to_csv(tmp_path / "interactions.csv", index=False)
+    prepare_shop(tmp_path, tmp_path / "now", "--split", domain.info.protocol.replace("user-split", "8:1:1"))
+    refused = bivrec("refit", run.path, "--domain", tmp_path / "now", "--to", tmp_path / "never")
+    assert refused.exit_code == 1
+    assert "bivrec encode" in refused.output
+    succeed("encode", tmp_path / "now", "--text", "hashing", "--whiten")
+    succeed("refit", run.path, "--domain", tmp_path / "now", "--to", tmp_path / "run")
+    today = Run.open(tmp_path / "run")
+    assert today.info.domain["users"] != run.info.domain["users"]
+    today.load_model(Domain.open(tmp_path / "now"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, overwrite_option, track_option
+from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, track_option
 from bivrec.cli.reports import echo_results
 from bivrec.memory import keep_freed_memory
 
@@ -14,17 +14,22 @@ from bivrec.memory import keep_freed_memory
 @click.command()
 @click.argument("run", type=FOLDER)
 @click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
+@click.option(
+    "--domain", type=DOMAIN, help="Domain to train on instead, such as RUN's prepared anew with what came since."
+)
 @overwrite_option
 @track_option
-def refit(run: Path, path: Path, overwrite: bool, track: str | None) -> None:
+def refit(run: Path, path: Path, domain: Path | str | None, overwrite: bool, track: str | None) -> None:
     """Train as RUN was, on the validation's interactions too: what to deploy when nothing is left to choose.
 
     RUN tells the settings, the steps and the share of each view. The users or interactions of the test stay unknown, so
     the results compare with those of RUN. An interrupted refit goes on like any other Run, with `bivrec pretrain` or
     `bivrec finetune` and --resume.
     """
+    from bivrec.data.domain import Domain
     from bivrec.refit import refit as train_again
     from bivrec.training.run import Run
 
     keep_freed_memory()
-    echo_results(train_again(Run.open(run), path, overwrite=overwrite, tracker=track))
+    opened = None if domain is None else Domain.open(domain)
+    echo_results(train_again(Run.open(run), path, opened, overwrite=overwrite, tracker=track))
