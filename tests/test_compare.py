@@ -19,15 +19,18 @@ from click.testing import Result
 from scipy import stats
 from stages import bivrec, in_subprocess, new_run, same, settings, values, weights
 
+from bivrec.baselines.floors import fit_floor
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
 from bivrec.data.domain import Domain
+from bivrec.data.refit import RefitDomain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.locks import locked
 from bivrec.pretrain import pretrain
+from bivrec.refit import refit
 from bivrec.studies.compare import comparison
 from bivrec.studies.execution import LIBRARIES, carry_out
 from bivrec.studies.jobs import Job, run_jobs
@@ -231,6 +234,28 @@ def test_again_trains_only_what_is_new(compared: Path, target: Domain) -> None:
     assert {key: age for key, age in ages(compared).items() if key in before} == before
     assert [line["model"] for line in lines(compared)] == ["pure-mm", "pure-id"] * 2
     compare(target.path, "--models", MODELS, "--seeds", "0,1", "--to", compared)
+
+
+def test_what_knows_the_validation_is_trained_in_addition(compared: Path, target: Domain, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(compared, study)
+    before = ages(study)
+    compare(target.path, "--models", "item-knn,pure-id", "--seeds", "0,1", "--refit", "--to", study)
+    assert {key: age for key, age in ages(study).items() if key in before} == before
+    runs = [Run.open(study / f"runs/target/pure-id/seed-{seed}-refit") for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        again = refit(Run.open(study / f"runs/target/pure-id/seed-{seed}"), tmp_path / f"refit-{seed}")
+        assert same(weights(run, "best"), weights(again, "best"))
+    table = {line["model"]: line for line in lines(study) if line["seen"] == "kept"}
+    expected = np.mean([100 * run.results()["id"]["recall@20"] for run in runs])
+    assert float(table["pure-id"]["recall@20"]) == pytest.approx(expected)
+    users = EvaluationUsers.from_sequences(target.sequences("test"))
+    floor = evaluate(fit_floor("item-knn", RefitDomain(target)), users, (20,)).metrics
+    assert float(table["item-knn"]["recall@20"]) == pytest.approx(100 * floor["recall@20"])
+    assert "trained on the validation too" in (study / "comparison.md").read_text()
+    after = ages(study)
+    compare(target.path, "--models", "item-knn,pure-id", "--seeds", "0,1", "--refit", "--to", study)
+    assert ages(study) == after
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ MODELS_HELP = (
 @click.option("--models", multiple=True, callback=comma_list, metavar="NAME,...", help=MODELS_HELP)
 @click.option("--reference", metavar="NAME",
               help="The model whose lead is tested, if it was named in advance.  [default: the best]")  # fmt: skip
+@click.option("--refit", is_flag=True, help="Rank with a second training of each, on the validation too.")
 @study_options
 @set_option
 def compare(
     domains: tuple[Path | str, ...],
     models: tuple[str, ...],
     reference: str | None,
+    refit: bool,
     seeds: tuple[int, ...],
     recipe: str,
     path: Path,
@@ -43,5 +45,5 @@ def compare(
     """
     from bivrec.studies.compare import comparison
 
-    study = comparison(open_domains(domains), models, reference)
+    study = comparison(open_domains(domains), models, reference, refit=refit)
     carry_out(study, "comparison", path, recipe, overrides, seeds, jobs)

@@ -15,10 +15,12 @@ MODELS = (*FLOORS, *SYSTEMS)
 VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
 
 
-def comparison(domains: Sequence[Domain], models: Sequence[str] = (), reference: str | None = None) -> Study:
+def comparison(
+    domains: Sequence[Domain], models: Sequence[str] = (), reference: str | None = None, *, refit: bool = False
+) -> Study:
     """The study of the named models (none: all that the Domain's features allow) on each Domain.
 
-    reference: the model whose lead is tested (see `paired_tests`).
+    reference: the model whose lead is tested (see `paired_tests`). refit: whether everything is to know the validation.
     Raises BivrecError if a name is unknown, the reference is not among them, or a Domain lacks the features that a
     named model reads.
     """
@@ -36,10 +38,10 @@ def comparison(domains: Sequence[Domain], models: Sequence[str] = (), reference:
     if reference is not None and reference not in names:
         raise BivrecError(f"--reference {reference}: not among the models, which are {', '.join(names)}")
     title = f"Comparison on {', '.join(domain.name for domain in domains)}"
-    return Study(title, tuple(entries), tuple(_notes(entries)), reference=reference)
+    return Study(title, tuple(entries), tuple(_notes(entries, refit)), refit=refit, reference=reference)
 
 
-def _notes(entries: Sequence[Entry]) -> Iterator[str]:
+def _notes(entries: Sequence[Entry], refit: bool) -> Iterator[str]:
     """What the reader of these rows must know."""
     names = list(dict.fromkeys(entry.name for entry in entries))
     views = [name for name in VIEWS_OF_ONE if name in names]
@@ -63,6 +65,13 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
         reads = "reads a history as a whole and learns" if len(whole) == 1 else "read a history as a whole and learn"
         rest = ", the others every position" if len(whole) < len(trained) else ""
         yield f"{_listed(whole)} {reads} one target of a sequence in a step{rest}."
+    if refit:
+        told = (
+            " for as many steps as the validation had told; seconds are those of this second training"
+            if trained
+            else ""
+        )
+        yield f"Everything is trained on the validation too{told}."
     if any(entry.paper for entry in entries):
         yield "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget."
 

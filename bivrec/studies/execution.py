@@ -38,7 +38,7 @@ def carry_out(
     library for the tables is not installed.
     """
     check_libraries(LIBRARIES)
-    workshop = Workshop(path, recipe, seeds)
+    workshop = Workshop(path, recipe, seeds, study.refit)
     # What cannot be carried out leaves no folder.
     workshop.plan(study)
     path.mkdir(parents=True, exist_ok=True)

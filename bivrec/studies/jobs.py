@@ -22,6 +22,7 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.memory import keep_freed_memory
 from bivrec.pretrain import pretrain, resume
+from bivrec.refit import refit
 from bivrec.training.run import Run
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -35,6 +36,8 @@ class Job:
     path: Path
     """Folder of its Run."""
     config: Config
+    refit_of: Path | None = None
+    """The Run that it is to refit, which tells the settings; None: it is none."""
 
 
 @dataclass
@@ -136,9 +139,13 @@ def _work(job: Job, log: Path, device: str | None, threads: int) -> None:
     try:
         if job.path.exists() and Run.open(job.path).checkpoint("last").exists():
             resume(job.path)
+            return
+        # A Run without a checkpoint was killed before it began.
+        overwrite = job.path.exists()
+        if job.refit_of is None:
+            pretrain(Domain.open(job.domain), job.path, job.config, overwrite=overwrite)
         else:
-            # A Run without a checkpoint was killed before it began.
-            pretrain(Domain.open(job.domain), job.path, job.config, overwrite=job.path.exists())
+            refit(Run.open(job.refit_of), job.path, overwrite=overwrite)
     except BivrecError as fault:
         print(fault, flush=True)
         sys.exit(1)

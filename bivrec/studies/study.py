@@ -15,6 +15,7 @@ from accelerate import PartialState
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.data.noise import noisy_copy
+from bivrec.data.refit import RefitDomain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import EvaluationResult, Scorer, evaluate
@@ -93,6 +94,8 @@ class Study:
     """What a reader must know, and what was left out and why."""
     split: str = "test"
     """Whose users are asked."""
+    refit: bool = False
+    """Whether what is ranked was trained on the validation too, by what a training without that had told."""
     reference: str | None = None
     """The entry that is tested against the others, named in advance; None: the one that turns out best."""
     settings: str = ""
@@ -140,15 +143,18 @@ class Measured:
 class Workshop:
     """The folder of a study: its Runs, and what is made of them.
 
-    runs/DOMAIN/TRAINING/seed-S   an ordinary Run each
-    domains/DOMAIN/               noisy copies of Domains
-    logs/                         what each training printed
+    runs/DOMAIN/TRAINING/seed-S         an ordinary Run each
+    runs/DOMAIN/TRAINING/seed-S-refit   its refit, where the study asks for it
+    domains/DOMAIN/                     noisy copies of Domains
+    logs/                               what each training printed
     """
 
-    def __init__(self, path: Path, recipe: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    def __init__(self, path: Path, recipe: Mapping[str, Any], seeds: Sequence[int], refit: bool = False) -> None:
+        """refit: whether a training that has ended is followed by its refit, which then ranks in its stead."""
         self.path = path
         self._recipe = recipe
         self.seeds = tuple(seeds)
+        self._refit = refit
 
     def plan(self, study: Study) -> list[tuple[Training, int, Config]]:
         """Every training with its seed and settings, those that have ended too.
@@ -163,12 +169,23 @@ class Workshop:
 
     def train(self, study: Study, parallel: int, report: Callable[[str], None]) -> dict[str, str]:
         """Train what the folder lacks; returns the Runs that failed, with their complaints. Raises like `plan`."""
+        planned = [
+            (self._domain(training, seed), training, seed, config) for training, seed, config in self.plan(study)
+        ]
         jobs = [
-            Job(self._domain(training, seed).path, self.run_path(training, seed), config)
-            for training, seed, config in self.plan(study)
+            Job(domain.path, self.run_path(training, seed), config)
+            for domain, training, seed, config in planned
             if not is_finished(self.run_path(training, seed))
         ]
-        return run_jobs(jobs, self.path, parallel, report)
+        failed = run_jobs(jobs, self.path, parallel, report)
+        if not self._refit:
+            return failed
+        refits = [
+            Job(domain.path, self._ranking_path(training, seed), config, refit_of=self.run_path(training, seed))
+            for domain, training, seed, config in planned
+            if is_finished(self.run_path(training, seed)) and not is_finished(self._ranking_path(training, seed))
+        ]
+        return failed | run_jobs(refits, self.path, parallel, report)
 
     def config(self, training: Training, seed: int) -> Config:
         """The complete configuration of a training. Raises BivrecError if it contradicts itself or the Domain."""
@@ -180,9 +197,14 @@ class Workshop:
         """Folder of the Run of a training and seed."""
         return self.path / "runs" / training.domain.name / training.name / f"seed-{seed}"
 
+    def _ranking_path(self, training: Training, seed: int) -> Path:
+        """Folder of the Run that ranks."""
+        path = self.run_path(training, seed)
+        return path.with_name(f"{path.name}-refit") if self._refit else path
+
     def finished(self, training: Training) -> list[tuple[int, Run]]:
-        """Seeds and Runs of a training that have ended."""
-        paths = {seed: self.run_path(training, seed) for seed in self.seeds}
+        """Seeds of a training that have ended, and the Runs that rank."""
+        paths = {seed: self._ranking_path(training, seed) for seed in self.seeds}
         return [(seed, Run.open(path)) for seed, path in paths.items() if is_finished(path)]
 
     def models(self, training: Training, domain: Domain) -> Iterator[tuple[int, BiVRecNetwork]]:
@@ -215,7 +237,9 @@ class Workshop:
         """Entries that one floor, or one training on one Domain, ranks."""
         domain, ranked_by = entries[0].domain, entries[0].ranked_by
         if isinstance(ranked_by, str):
-            scorer = next(named_scorers(domain, floors=(ranked_by,))).scorer
+            # It may know what the others know.
+            known = RefitDomain(domain) if self._refit else domain
+            scorer = next(named_scorers(known, floors=(ranked_by,))).scorer
             return [Measured(entry, (), *_both_ways([_rank(scorer, entry, users)]), None, None) for entry in entries]
         ranked: list[list[tuple[EvaluationResult, EvaluationResult]]] = [[] for _ in entries]
         seeds, weights = [], []
