@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bivrec.data.info import FeatureSpec
     from bivrec.training.run import Run
 
+TOLD_K = 20
+"""Length of the lists of which results are told; results.json has others, which no terminal is wide enough for."""
 UNITS = (1, 10**3, 10**6)
 """Of timestamps, in a second."""
 EARLIEST = int(datetime(1980, 1, 1, tzinfo=UTC).timestamp())
@@ -112,8 +114,12 @@ def echo_results(run: Run) -> None:
 
 
 def echo_views(results: Mapping[str, Mapping[str, float]], id_weight: float | None) -> None:
-    """Print the metrics of each view, and how both rank together."""
-    click.echo(results_table(results))
+    """Print the metrics of each view at TOLD_K, and how both rank together."""
+    of_k = {
+        view: {name: v for name, v in metrics.items() if name.endswith(f"@{TOLD_K}")}
+        for view, metrics in results.items()
+    }
+    click.echo(results_table(of_k))
     if id_weight is not None:
         click.echo(f"both = {mixture(id_weight)}")
 

@@ -37,7 +37,7 @@ class Items(nn.Module, ABC):
     """Item vectors [..., D'] from indices (0: padding, a zero vector)."""
 
     def attach(self, features: Rows) -> None:
-        """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. Items without features do not."""
+        """Use the features [V + 1, F] of a Domain; row 0 is padding and must be zero. A table of IDs has none."""
 
     @property
     @abstractmethod
