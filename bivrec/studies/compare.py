@@ -59,19 +59,15 @@ def _notes(entries: Sequence[Entry], refit: bool) -> Iterator[str]:
             "Where the recipe has model.repeat_bias, BiVRec alone learns how readily users repeat: see the tables with "
             "seen items removed for what else it knows."
         )
-    if len(others) + bool(views) > 1:
+    if len(others) + bool(views) > 1 and not refit:
         yield "All train for as many steps of as many sequences."
     if whole:
         reads = "reads a history as a whole and learns" if len(whole) == 1 else "read a history as a whole and learn"
         rest = ", the others every position" if len(whole) < len(trained) else ""
         yield f"{_listed(whole)} {reads} one target of a sequence in a step{rest}."
     if refit:
-        told = (
-            " for as many steps as the validation had told; seconds are those of this second training"
-            if trained
-            else ""
-        )
-        yield f"Everything is trained on the validation too{told}."
+        steps = ", each for as many steps as it had told; seconds are those of this second training" if trained else ""
+        yield f"Everything knows the validation too{steps}."
     if any(entry.paper for entry in entries):
         yield "paper: Table 1 of Hu et al. 2024 (arXiv 2402.17334), of the authors' own splits, features and budget."
 

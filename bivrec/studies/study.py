@@ -169,20 +169,23 @@ class Workshop:
 
     def train(self, study: Study, parallel: int, report: Callable[[str], None]) -> dict[str, str]:
         """Train what the folder lacks; returns the Runs that failed, with their complaints. Raises like `plan`."""
-        planned = [
-            (self._domain(training, seed), training, seed, config) for training, seed, config in self.plan(study)
-        ]
+        planned = self.plan(study)
         jobs = [
-            Job(domain.path, self.run_path(training, seed), config)
-            for domain, training, seed, config in planned
+            Job(self._domain(training, seed).path, self.run_path(training, seed), config)
+            for training, seed, config in planned
             if not is_finished(self.run_path(training, seed))
         ]
         failed = run_jobs(jobs, self.path, parallel, report)
         if not self._refit:
             return failed
         refits = [
-            Job(domain.path, self._ranking_path(training, seed), config, refit_of=self.run_path(training, seed))
-            for domain, training, seed, config in planned
+            Job(
+                self._domain(training, seed).path,
+                self._ranking_path(training, seed),
+                config,
+                refit_of=self.run_path(training, seed),
+            )
+            for training, seed, config in planned
             if is_finished(self.run_path(training, seed)) and not is_finished(self._ranking_path(training, seed))
         ]
         return failed | run_jobs(refits, self.path, parallel, report)
