@@ -380,12 +380,27 @@ def test_a_row_that_was_named_is_tested(chain: Path) -> None:
     assert "(of so large a difference to finetuned mm by chance;" in printed
     assert "Holm-corrected over the rows)" in printed
     assert [line.split()[-1] for line in printed.splitlines() if line.startswith("finetuned mm")][1] == "tested"
-    for wrong, complaint in (
-        (("--test", "--reference", "mm"), "--reference 'mm': there is no such row, but popularity, finetuned id"),
-        (("--reference", "finetuned mm"), "leave --reference out: of no use without --test"),
-    ):
-        result = bivrec("evaluate", chain / "world/target", *options[:-1], *wrong)
-        assert (result.exit_code, complaint in result.stderr) == (1, True), result.stderr
+    assert "leave --reference out: of no use without --test" in fail(
+        "evaluate", chain / "world/target", *options[:-1], "--reference", "finetuned mm"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--run {0} --test --reference mm", "--reference 'mm': there is no such row, but popularity, finetuned id"),
+        ("--run {0} --run {0}", "two rows are called '{0} id'; leave one out, or rename its file or folder"),
+        ("--floor popularity", "two rows are called 'popularity'; leave one out"),
+        ("--run {0} --run {1}", "{1} was trained on the items of source"),
+    ],
+)
+def test_nothing_is_ranked_before_all_rows_are_known(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, options: str, complaint: str
+) -> None:
+    places = chain / "finetuned", chain / "pretrained"
+    monkeypatch.setattr("bivrec.evaluation.ranking.evaluate", lambda *_: pytest.fail("something was ranked"))
+    words = options.format(*places).split()
+    assert complaint.format(*places) in fail("evaluate", chain / "world/target", "--floor", "popularity", *words)
 
 
 def test_plot(chain: Path, tmp_path: Path) -> None:

@@ -103,23 +103,17 @@ def evaluate(
     users = EvaluationUsers.from_sequences(opened.sequences(split))
     if cold is not None:
         users = users.cold_start(cold)
-    rows = {}
-    # Lists first: wrong ones are told before anything is ranked, which may take long.
-    for row in chain(
-        _listed(lists, opened, users, ks, remove_seen),
-        _ranked(
-            named_scorers(opened, runs, sources, floors, view=view, zero_shot=zero_shot),
-            split,
-            users,
-            ks,
-            remove_seen,
-        ),
-    ):
-        if row.name in rows:
-            raise BivrecError(f"two rows are called '{row.name}'; rename the file or folder of one")
-        rows[row.name] = row
-    if reference is not None and reference not in rows:
-        raise BivrecError(f"--reference '{reference}': there is no such row, but {', '.join(rows)}")
+    of_models = partial(named_scorers, opened, runs, sources, view=view, zero_shot=zero_shot)
+    names = [*_names_of_lists(lists), *floors]
+    # All are opened once more than needed: what is wrong with any must be told before the first is ranked.
+    for named in of_models():
+        if named.with_validation and split == "validation":
+            raise BivrecError(f"{named.name}: was trained on the validation, and can be asked of it no more")
+        names.append(named.name)
+    _check_names(names, reference)
+    ranked = _ranked(of_models(floors=floors), users, ks, remove_seen)
+    # Lists first, for the same reason.
+    rows = {row.name: row for row in chain(_listed(lists, opened, users, ks, remove_seen), ranked)}
     told: dict[str, Any] = {
         "domain": opened.name,
         "protocol": opened.info.protocol,
@@ -150,6 +144,20 @@ def evaluate(
         plot_comparison(plot, told["results"], f"recall@{_leading(ks)}", f"{opened.name}: {len(users)} {split} users")
 
 
+def _names_of_lists(paths: Sequence[Path]) -> list[str]:
+    from bivrec.files import distinct_names
+
+    return distinct_names(paths, [path.stem for path in paths])
+
+
+def _check_names(names: Sequence[str], reference: str | None) -> None:
+    """Raise BivrecError if two rows have one name, or none has that of the reference."""
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise BivrecError(f"two rows are called '{repeated}'; leave one out, or rename its file or folder")
+    if reference is not None and reference not in names:
+        raise BivrecError(f"--reference '{reference}': there is no such row, but {', '.join(names)}")
+
+
 class _Row(NamedTuple):
     name: str
     result: EvaluationResult
@@ -159,14 +167,12 @@ class _Row(NamedTuple):
 
 
 def _ranked(
-    scorers: Iterable[NamedScorer], split: str, users: EvaluationUsers, ks: Sequence[int], remove_seen: bool
+    scorers: Iterable[NamedScorer], users: EvaluationUsers, ks: Sequence[int], remove_seen: bool
 ) -> Iterator[_Row]:
     from bivrec.evaluation.ranking import evaluate as rank
 
     told: set[str] = set()
     for named in scorers:
-        if named.with_validation and split == "validation":
-            raise BivrecError(f"{named.name}: was trained on the validation, and can be asked of it no more")
         for line in (*named.warnings, named.not_zero_shot):
             # Of all views of a Run it is one.
             if line and line not in told:
@@ -181,9 +187,8 @@ def _listed(
 ) -> Iterator[_Row]:
     """Of lists that another program made; warns of what is missing in them."""
     from bivrec.evaluation.lists import evaluate_lists, read_lists
-    from bivrec.files import distinct_names
 
-    for path, name in zip(paths, distinct_names(paths, [path.stem for path in paths]), strict=True):
+    for path, name in zip(paths, _names_of_lists(paths), strict=True):
         lists = read_lists(path, domain, users)
         if missing := lists.num_missing:
             _warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
