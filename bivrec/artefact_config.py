@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from bivrec.data.info import FeatureSpec
 from bivrec.data.sketch import SKETCH_SIZE
 from bivrec.errors import BivrecError
 from bivrec.files import read_json
+from bivrec.results import Results, checked_results
 
 FORMAT_VERSION = 1
 TOWER_TYPE, JOINT_TYPE = "bivrec-tower", "bivrec"
@@ -89,16 +89,9 @@ def read_config(path: Path, source: str) -> ArtefactConfig:
     )
 
 
-def read_results(path: Path, source: str) -> dict[str, dict[str, float]]:
-    """Read results.json: view -> metric -> value. Raises BivrecError if it is anything else."""
-    values = _read(path, source)
-    if not isinstance(values, dict) or not all(isinstance(metrics, dict) for metrics in values.values()):
-        raise BivrecError(f"{source}: expected metrics by view; publish the model again")
-    for view, metrics in values.items():
-        for name, value in metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise BivrecError(f"{source}: {_short(view)}: {_short(name)}: expected a number, found {_short(value)}")
-    return values
+def read_results(path: Path, source: str) -> Results:
+    """Read results.json. Raises BivrecError if it holds anything else."""
+    return checked_results(_read(path, source), source, "publish the model again")
 
 
 def read_item_ids(path: Path, num_items: int, source: str) -> list[str]:

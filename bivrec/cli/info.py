@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ def _holds(folder: Path, names: tuple[str, ...]) -> bool:
 
 def _echo_run(run: Run) -> None:
     record, training = run.info, run.config.training
+    # Before anything is printed.
+    results = run.results()
     click.echo(f"{run.path}: {record.stage} of {' + '.join(training.views)} on {record.domain['name']}")
     click.echo(f"  Domain: {record.domain['path']}")
     if record.started_from:
@@ -59,8 +62,7 @@ def _echo_run(run: Run) -> None:
         click.echo("  no checkpoint yet")
         return
     last = run.progress("last")
-    results = run.results()
-    state = "" if results else f": not ended; go on with `bivrec {record.stage} --to {run.path} --resume`"
+    state = "" if results else f": not ended; go on with `bivrec {record.stage} --to {shlex.quote(str(run.path))} --resume`"
     click.echo(f"  step {last.step:,} of {training.steps:,}, {last.seconds:.0f} s{state}")
     if training.with_validation:
         click.echo("  trained on the validation too")

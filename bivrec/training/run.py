@@ -25,6 +25,7 @@ from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
 from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.results import Results, checked_results
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
@@ -170,11 +171,11 @@ class Run:
         whole, _, _ = path.read_bytes().rpartition(b"\n")
         return [_metrics_line(line, f"{path}: line {number}") for number, line in enumerate(whole.splitlines(), 1)]
 
-    def results(self) -> dict[str, dict[str, float]]:
-        """View -> metrics of the best checkpoint on the test users; empty until the training has ended."""
+    def results(self) -> Results:
+        """Of the best checkpoint on the test users; empty until the training has ended. BivrecError if damaged."""
         path = self.path / "results.json"
-        results: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
-        return results
+        advice = "remove the file and measure again with --resume"
+        return checked_results(read_json(path), str(path), advice) if path.exists() else {}
 
     def unfinished(self) -> str | None:
         """A line that says how far a training is that has not ended, and what goes on; None once it has ended, and
