@@ -107,6 +107,11 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(source: Domain, tables:
     (tmp_path / "precious.txt").touch()
     assert bivrec("export", source.path, "--to", tmp_path, "--overwrite").exit_code == 1
     assert (tmp_path / "precious.txt").exists()
+    # Nor are tables of one format mixed with those of the other.
+    before = sorted(tables.iterdir())
+    told = bivrec("export", source.path, "--to", tables, "--overwrite", "--format", "csv")
+    assert (told.exit_code, "but no train.csv, so that --overwrite does not replace it" in told.stderr) == (1, True)
+    assert sorted(tables.iterdir()) == before
 
 
 # Lists
