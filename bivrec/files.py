@@ -59,7 +59,7 @@ def check_new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str
     marks: files that every folder of its kind holds. `overwrite` replaces a folder that holds them all, or is empty,
     and nothing else: whatever bivrec did not make is the user's. Without marks nothing is replaced.
     """
-    _check_parent(path)
+    check_parent(path)
     if not (path.exists() or path.is_symlink()):
         return
     if not path.is_dir():
@@ -89,12 +89,13 @@ def _rename(staging: Path, path: Path, marks: Sequence[str]) -> None:
 
 def check_new_file(path: Path) -> None:
     """Raise BivrecError if `new_file` cannot make `path`; a file that is there may be replaced."""
-    _check_parent(path)
+    check_parent(path)
     if path.is_dir():
         raise BivrecError(f"{path}: is a folder; choose another file")
 
 
-def _check_parent(path: Path) -> None:
+def check_parent(path: Path) -> None:
+    """Raise BivrecError if nothing can be made at `path`, since what is above it is a file or must not be changed."""
     # The root has no parents.
     parent = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if not parent.is_dir():

@@ -293,6 +293,22 @@ def test_what_cannot_be_trained_leaves_no_folder(target: Domain, tmp_path: Path)
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("below", ["", "new/study"])
+def test_a_study_does_not_lie_in_anything_else(
+    target: Domain, pretrained: Run, tower: Path, tmp_path: Path, below: str
+) -> None:
+    kinds = {"Domain": target.path, "Run": pretrained.path, "published model": tower}
+    for kind, folder in kinds.items():
+        before = sorted(folder.rglob("*"))
+        told = compare(target.path, "--models", "popularity", "--to", folder / below, ends=1).stderr
+        where = f"lies in {folder}," if below else "is"
+        assert told == f"Error: {folder / below}: {where} the folder of a {kind}; choose another --to\n"
+        assert sorted(folder.rglob("*")) == before
+    (tmp_path / "file").touch()
+    for path, complaint in ((tmp_path / "file", "is a file"), (tmp_path / "file/study", "is a file, not a folder")):
+        assert complaint in compare(target.path, "--models", "popularity", "--to", path, ends=1).stderr
+
+
 def test_a_model_that_fails_does_not_stop_the_others(target: Domain, tmp_path: Path) -> None:
     study = comparison([target], ["pure-mm", "pure-id"])
     values = {"model": {}, "training": {"steps": 3, "evaluate_every": 1, "batch_size": 16}}

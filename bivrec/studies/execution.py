@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bivrec.artefact_files import MARKS as MODEL_MARKS
+from bivrec.data.domain import MARKS as DOMAIN_MARKS
+from bivrec.errors import BivrecError
+from bivrec.files import check_parent
 from bivrec.locks import locked
 from bivrec.studies.plots import plot_study
 from bivrec.studies.significance import check_libraries
 from bivrec.studies.study import Measured, Study, Workshop
 from bivrec.studies.tables import tables_of, write_tables
+from bivrec.training.run import MARKS as RUN_MARKS
 
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
 
@@ -34,10 +39,11 @@ def carry_out(
 
     finish: adds columns to what was measured. Returns what failed, with the complaints; the tables hold the rest.
     Started again with the same arguments it goes on where it stopped; more models, Domains and seeds may be asked then.
-    Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, or a
-    library for the tables is not installed.
+    Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, it is a
+    file, or in the folder of something else, or a library for the tables is not installed.
     """
     check_libraries(LIBRARIES)
+    _check_place(path)
     workshop = Workshop(path, recipe, seeds, study.refit)
     # What cannot be carried out leaves no folder.
     workshop.plan(study)
@@ -51,3 +57,16 @@ def carry_out(
             write_tables(path, name, study, tables_of(study, measured))
             picture(path / f"{name}.png", study, measured)
     return failed
+
+
+def _check_place(path: Path) -> None:
+    """Raise BivrecError if a study cannot lie at `path`, or would be lost when what it lies in is replaced."""
+    if not path.exists():
+        check_parent(path)
+    elif not path.is_dir():
+        raise BivrecError(f"{path}: is a file; choose another --to")
+    for kind, marks in (("Domain", DOMAIN_MARKS), ("Run", RUN_MARKS), ("published model", MODEL_MARKS)):
+        for folder in (path, *path.absolute().parents):
+            if all((folder / mark).is_file() for mark in marks):
+                where = "is" if folder == path else f"lies in {folder},"
+                raise BivrecError(f"{path}: {where} the folder of a {kind}; choose another --to")
