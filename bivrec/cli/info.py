@@ -62,7 +62,8 @@ def _echo_run(run: Run) -> None:
         click.echo("  no checkpoint yet")
         return
     last = run.progress("last")
-    state = "" if results else f": not ended; go on with `bivrec {record.stage} --to {shlex.quote(str(run.path))} --resume`"
+    go_on = f"bivrec {record.stage} --to {shlex.quote(str(run.path))} --resume"
+    state = "" if results else f": not ended; go on with `{go_on}`"
     click.echo(f"  step {last.step:,} of {training.steps:,}, {last.seconds:.0f} s{state}")
     if training.with_validation:
         click.echo("  trained on the validation too")
