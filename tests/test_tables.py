@@ -371,6 +371,21 @@ def test_another_encoding(tmp_path, encoding, suffix):
         read_tables(tmp_path / f"t.{suffix}")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_of_two_columns_of_one_name_neither_is_meant(interactions_csv, tmp_path, suffix):
+    table = pa_csv.read_csv(interactions_csv)
+    path = write(table.append_column("note", table["item_id"]).append_column("note", table["item_id"]),
+                 tmp_path / f"table.{suffix}")  # fmt: skip
+    assert as_rows(read_tables(path)) == as_rows(read_tables(interactions_csv))
+    write(table.append_column("item_id", table["user_id"]), path)
+    with pytest.raises(BivrecError, match="more than one column is called 'item_id'; rename all but the right one"):
+        read_tables(path)
+    ids = table["item_id"].unique()
+    write(pa.Table.from_arrays([ids, ids, ids], names=["item_id", "title", "title"]), path)
+    with pytest.raises(BivrecError, match="more than one column is called 'title'"):
+        read_tables(interactions_csv, path)
+
+
 def test_missing_file_and_empty_folder(tmp_path):
     with pytest.raises(BivrecError, match=r"none\.csv: no such file"):
         read_tables(tmp_path / "none.csv")

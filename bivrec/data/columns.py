@@ -166,7 +166,7 @@ def _read_delimited(
     parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False) if names else _quoted_fields(delimiter)
     if names is None:
         found = column_names(path)
-        _check_columns(path, required, found)
+        _check_columns(path, types, required, found)
         types = {name: kind for name, kind in types.items() if name in found}
 
     def table_of(types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -190,7 +190,7 @@ def _read_delimited(
 def _read_parquet(path: Path, types: Mapping[str, pa.DataType], required: Sequence[str]) -> pa.Table:
     with _faults_of(path):
         found = pq.read_schema(path)
-    _check_columns(path, required, found.names)
+    _check_columns(path, types, required, found.names)
     types = {name: kind for name, kind in types.items() if name in found.names}
     strings = [name for name, kind in types.items() if kind == ID and pa.types.is_string(found.field(name).type)]
     # partitioning: the folders above a file say nothing about its columns.
@@ -331,7 +331,9 @@ def _place(path: Path, name: str, rows: Sequence[int], place: int) -> str:
     return f"{path}: row {rows[place]}: {name}"
 
 
-def _check_columns(path: Path, required: Sequence[str], found: Sequence[str]) -> None:
+def _check_columns(path: Path, wanted: Iterable[str], required: Sequence[str], found: Sequence[str]) -> None:
+    if twice := [name for name in wanted if found.count(name) > 1]:
+        raise BivrecError(f"{path}: more than one column is called {_quoted(twice)}; rename all but the right one")
     if missing := [name for name in required if name not in found]:
         expected = DELIMITERS.get(kind_of(path))
         if expected and len(found) == 1 and (others := [mark for mark in ";\t|," if mark in found[0]]):
