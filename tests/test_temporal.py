@@ -145,6 +145,9 @@ def test_the_shares_are_of_the_interactions(shop: Path, tmp_path: Path) -> None:
     left_out = domain.info.dropped["interactions_without_history"]
     assert f"of users who begin too late for any split (left out): {left_out} interactions" in said
     assert "each counted once" in said
+    # Only the ratio counts, however large the numbers are.
+    prepare_shop(shop, tmp_path / "e", "--split", "temporal:" + ":".join(["8" + 30 * "0", *2 * ["1" + 30 * "0"]]))
+    assert Domain.open(tmp_path / "e").info.cutoffs == domain.info.cutoffs
 
 
 def test_the_whole_sequence_is_recommended_from(domain: Domain, shop: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -112,7 +113,8 @@ def split_by_time(users: np.ndarray, timestamps: np.ndarray, lengths: np.ndarray
     time and since; users of whom neither training nor evaluation has anything have length 0.
     Raises BivrecError if nobody can be evaluated, or the times are positions in sequences.
     """
-    places = len(timestamps) * np.cumsum(shares[:2]) // sum(shares)
+    # Of Python's integers, which do not overflow.
+    places = [len(timestamps) * share // sum(shares) for share in accumulate(shares[:2])]
     validation, test = np.partition(timestamps, places)[places].tolist()
     _refuse_positions(timestamps, lengths)
     before_validation, before_test = (
