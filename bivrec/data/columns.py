@@ -292,6 +292,9 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
         if pa.types.is_string_view(column.type):
             # Arrow makes no dictionary of it, and trims none.
             column = column.cast(pa.large_string())
+        if kind != ID and pa.types.is_dictionary(column.type):
+            # Categories of pandas.
+            column = column.cast(column.type.value_type)
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
             raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
