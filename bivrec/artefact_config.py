@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bivrec.config import MODALITIES, VIEWS, ModelConfig, model_config_from_dict
-from bivrec.data.info import FeatureSpec
+from bivrec.data.info import FeatureSpec, feature_spec
 from bivrec.data.sketch import SKETCH_SIZE
 from bivrec.errors import BivrecError
 from bivrec.files import read_json
@@ -125,13 +124,7 @@ def _features(values: Any, source: str) -> dict[str, FeatureSpec]:
 
 
 def _feature_spec(values: Any, source: str) -> FeatureSpec:
-    try:
-        spec = FeatureSpec(**values)
-    except TypeError as fault:
-        raise BivrecError(f"{source}: not a feature specification ({str(fault)[:200]})") from None
-    for name, kind in typing.get_type_hints(FeatureSpec).items():
-        if not isinstance(value := getattr(spec, name), kind):
-            raise BivrecError(f"{source}.{name}: unexpected {_short(value)}")
+    spec = feature_spec(values, source)
     _count(spec.dimension, "dimension", 1, MAX_FEATURES, source)
     return spec
 

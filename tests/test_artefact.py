@@ -417,7 +417,7 @@ SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum
         ({"model": None}, "expected keys and values"),
         ({"features": {"text": {"dimension": 3}}}, "features.text: not a feature specification"),
         ({"features": {"text": SPEC | {"dimension": 10**9}}}, "features.text: dimension: expected 1 to"),
-        ({"features": {"text": SPEC | {"dimension": True}}}, "features.text: dimension"),
+        ({"features": {"text": SPEC | {"dimension": True}}}, "features.text.dimension: unexpected True"),
         ({"features": {"text": SPEC | {"encoder": ["rm"]}}}, "features.text.encoder: unexpected ['rm']"),
         ({"features": {"sound": SPEC}}, "features: expected some of text, image"),
         ({"features": None}, "features: expected some of text, image"),

@@ -185,3 +185,12 @@ def test_fault_is_one_line(run, tmp_path):
     result = run("tables", "--interactions", tmp_path / "none.csv", "--to", tmp_path / "d")
     assert result.exit_code == 1
     assert result.output.strip() == f"Error: {tmp_path / 'none.csv'}: no such file; check the path"
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "../elsewhere", "a/b"])
+def test_a_name_is_that_of_a_folder(run, tmp_path, name):
+    """Studies have a folder of this name, which must not lie elsewhere."""
+    for command in (("tables", "--interactions", tmp_path / "none.csv"), ("merge", tmp_path / "one", tmp_path / "two")):
+        result = run(*command, "--to", tmp_path / "d", "--name", name)
+        assert result.exit_code == 1
+        assert result.output == f"Error: --name {name!r}: expected a name without '/', as of a folder\n"

@@ -199,6 +199,35 @@ def test_unknown_field(domain):
         Domain.open(domain.path)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("name", "../elsewhere", "expected a name without '/', as of a folder"),
+        ("name", 3, "name: unexpected 3"),
+        ("users.train", "many", "users: unexpected {'train': 'many'"),
+        ("users", {"train": 1}, "users: no validation"),
+        ("dropped", {}, "dropped: no duplicate_interactions"),
+        ("missing.text", None, "missing: unexpected"),
+        ("cutoffs", None, "cutoffs: unexpected None"),
+        ("protocol", "temporal", "cutoffs: no validation"),
+        ("images", ["a"], "images: unexpected"),
+    ],
+)
+def test_fields_that_are_not_of_their_kind(domain, path, value, complaint):
+    """Anybody may have published it."""
+    values = json.loads((domain.path / "domain.json").read_text())
+    *parents, key = path.split(".")
+    part = values
+    for parent in parents:
+        part = part[parent]
+    part[key] = value
+    (domain.path / "domain.json").write_text(json.dumps(values))
+    with pytest.raises(BivrecError) as fault:
+        Domain.open(domain.path)
+    assert complaint in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
 @pytest.mark.parametrize("name", ["items/data-00000-of-00001.arrow", "sequences/train/state.json"])
 def test_missing_and_truncated_files(domain, name):
     path = domain.path / name

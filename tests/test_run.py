@@ -17,6 +17,8 @@ from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
 
+SPEC = {"encoder": "hashing", "revision": "1", "dimension": 256, "pooling": "sum", "whitening": None}
+
 
 @pytest.fixture
 def copy(pretrained: Run, tmp_path: Path) -> Run:
@@ -133,6 +135,8 @@ def test_a_damaged_line_of_metrics(copy: Run, line: str) -> None:
         ({"colour": "blue"}, "colour"),
         ({"config": {"model": {"hidden_siez": 8}}}, "did you mean hidden_size?"),
         ({"config": None}, "expected keys and values"),
+        ({"versions": None}, "versions: unexpected None"),
+        ({"features": {"text": {**SPEC, "whitening": "much"}}}, "features.text.whitening: unexpected 'much'"),
     ],
 )
 def test_spoilt_description(copy: Run, change: dict[str, Any], message: str) -> None:
@@ -146,6 +150,7 @@ def test_spoilt_description(copy: Run, change: dict[str, Any], message: str) -> 
         {"domain": {}},
         {"domain": None},
         {"domain": {"catalogue": "x", "protocol": "user-split", "users": None}},
+        {"domain": {"catalogue": "x", "protocol": "user-split", "users": {"train": "x"}, "interactions": {}}},
         {"features": {"text": {"size": 3}}},
     ],
 )

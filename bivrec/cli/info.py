@@ -57,7 +57,7 @@ def _echo_run(run: Run) -> None:
     _echo_architecture(run.config.model)
     echo_features(run.feature_specs)
     click.echo(f"  command: {record.command}")
-    click.echo(f"  bivrec {record.versions['bivrec']}, torch {record.versions['torch']}")
+    click.echo(f"  {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
     if not run.checkpoint("last").exists():
         click.echo("  no checkpoint yet")
         return

@@ -21,6 +21,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
 
 
+def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from bivrec.data.info import check_name
+
+    if value is not None:
+        check_name(value, "--name")
+    return value
+
+
+name_option = click.option("--name", callback=_name, help="Name of the Domain (default: that of its folder).")
+
+
 @click.group()
 def prepare() -> None:
     """Turn raw data into a Domain: filter, split, and number the items."""
@@ -61,7 +72,7 @@ def _domain_options(command: Command) -> Command:
                      help="Fewest interactions of every user and item that is kept (0: keep all)."),
         click.option("--without", type=DOMAIN, callback=_open_domain,
                      help="Leave out items that this Domain has, so that a tower trained on it meets none of them."),
-        click.option("--name", help="Name of the Domain (default: that of its folder)."),
+        name_option,
         click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write."),
     ):  # fmt: skip
         command = option(command)
@@ -136,7 +147,7 @@ def tables(interactions: Path, items: Path | None, images: Path | None, **option
 @prepare.command()
 @click.argument("domains", type=DOMAIN, nargs=-1, required=True)
 @click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write.")
-@click.option("--name", help="Name of the Domain (default: that of its folder).")
+@name_option
 @overwrite_option
 def merge(domains: tuple[Path | str, ...], to: Path, name: str | None, overwrite: bool) -> None:
     """Merge DOMAINS into one, as the source of a tower that is to serve several kinds of catalogues.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,21 @@ SPLITS = ("train", "validation", "test")
 USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL = "user-split", "leave-one-out", "temporal"
 PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL)
 INFO_FILE = "domain.json"
+COUNTED = {
+    "source": ("reader",),
+    "users": SPLITS,
+    "interactions": SPLITS,
+    "missing": ("text", "image"),
+    "dropped": (
+        "duplicate_interactions",
+        "k_core_users",
+        "k_core_items",
+        "k_core_interactions",
+        "items_without_interactions",
+        "images_not_found",
+    ),
+}
+"""Field of every DomainInfo -> keys that it has."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,12 @@ class DomainInfo:
     """Of a temporal split: validation and test -> the time from which on interactions are targets."""
 
 
+def check_name(name: str, source: str) -> None:
+    """Raise BivrecError, which begins with `source`, unless a folder of a study can have the name of a Domain."""
+    if name in (".", "..") or "/" in name or not name.strip():
+        raise BivrecError(f"{source} {name!r}: expected a name without '/', as of a folder")
+
+
 def read_info(path: Path) -> DomainInfo:
     """Read domain.json. Raises BivrecError if it is of a newer format or damaged."""
     values = read_json(path)
@@ -97,17 +120,59 @@ def read_info(path: Path) -> DomainInfo:
             "upgrade bivrec or prepare the Domain again"
         )
     try:
-        values["features"] = {name: FeatureSpec(**spec) for name, spec in values["features"].items()}
+        values["features"] = {name: feature_spec(spec, f"{path}: {name}") for name, spec in values["features"].items()}
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
         info = DomainInfo(**values)
     except (KeyError, TypeError, AttributeError) as fault:
         raise BivrecError(f"{path}: fields missing or unknown ({fault}); the file is damaged, prepare again") from None
+    _check(info, str(path))
+    return info
+
+
+def feature_spec(values: Any, source: str) -> FeatureSpec:
+    """The specification that a JSON object holds. Raises BivrecError, which begins with `source`, for anything else."""
+    try:
+        spec = FeatureSpec(**values)
+    except TypeError as fault:
+        raise BivrecError(f"{source}: not a feature specification ({str(fault)[:200]})") from None
+    if wrong := wrong_field(spec):
+        raise BivrecError(f"{source}.{wrong}: unexpected {getattr(spec, wrong)!r:.80}")
+    return spec
+
+
+def _check(info: DomainInfo, source: str) -> None:
+    """Raise BivrecError unless the fields are what commands expect of them: others may have written the file."""
+    if wrong := wrong_field(info):
+        raise BivrecError(f"{source}: {wrong}: unexpected {getattr(info, wrong)!r:.80}; prepare again")
     if info.protocol not in PROTOCOLS:
         raise BivrecError(
-            f"{path}: protocol '{info.protocol}': expected one of {', '.join(PROTOCOLS)}; upgrade bivrec or prepare "
+            f"{source}: protocol '{info.protocol}': expected one of {', '.join(PROTOCOLS)}; upgrade bivrec or prepare "
             "again"
         )
-    return info
+    check_name(info.name, f"{source}: name")
+    cutoffs = SPLITS[1:] if info.protocol == TEMPORAL else ()
+    for name, keys in {**COUNTED, "cutoffs": cutoffs}.items():
+        if absent := [key for key in keys if key not in getattr(info, name)]:
+            raise BivrecError(f"{source}: {name}: no {absent[0]}; the file is damaged, prepare again")
+
+
+def wrong_field(record: Any) -> str | None:
+    """Name of the first field of a dataclass whose value is not of its type."""
+    kinds = typing.get_type_hints(type(record))
+    return next((name for name, kind in kinds.items() if not _is_of(getattr(record, name), kind)), None)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of(part, parts[1]) for part in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(part, parts[0]) for part in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def write_info(folder: Path, info: DomainInfo) -> None:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from bivrec.config import MODALITIES
 from bivrec.data.domain import MARKS, Domain, write_domain
 from bivrec.data.images import find_images
-from bivrec.data.info import FORMAT_VERSION, SPLITS, TEMPORAL, DomainInfo
+from bivrec.data.info import FORMAT_VERSION, SPLITS, TEMPORAL, DomainInfo, check_name
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.data.sequences import Sequences
 from bivrec.data.splits import (
@@ -78,6 +78,8 @@ def prepare(
     if k_core < 0 or seed < 0:
         raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
     check_new_folder(path, overwrite, marks=MARKS)
+    name = name or path.resolve().name
+    check_name(name, "name")
     asked = Split.parse(split) if split else Split(shares=DEFAULT_SHARES if raw.splits is None else None)
     if split and raw.splits is not None:
         raise BivrecError("the split column splits the users already; leave --split or --split-column out")
@@ -102,7 +104,7 @@ def prepare(
     }
     info = DomainInfo(
         format_version=FORMAT_VERSION,
-        name=name or path.resolve().name,
+        name=name,
         source={
             **raw.source,
             **({"without": without.name} if without else {}),

@@ -20,7 +20,7 @@ from typing import Any
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import CATALOGUE_FILE, Domain
-from bivrec.data.info import FeatureSpec
+from bivrec.data.info import FeatureSpec, feature_spec, wrong_field
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
 from bivrec.files import new_file, new_folder, read_json, write_json
@@ -63,7 +63,9 @@ class Run:
         self.path = path
         self.info = info
         self.config: Config = config_from_dict(info.config, str(path / "run.json"))
-        self.feature_specs = {name: FeatureSpec(**spec) for name, spec in info.features.items()}
+        self.feature_specs = {
+            name: feature_spec(spec, f"{path / 'run.json'}: features.{name}") for name, spec in info.features.items()
+        }
         """Specification of the features that the multimodal view reads, by modality."""
         self._catalogue = str(info.domain["catalogue"])
         self._protocol = str(info.domain["protocol"])
@@ -101,9 +103,12 @@ class Run:
                 f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; upgrade bivrec"
             )
         try:
-            return cls(path, RunInfo(**values))
-        except (TypeError, KeyError, AttributeError) as fault:
+            run = cls(path, RunInfo(**values))
+        except (TypeError, KeyError, AttributeError, ValueError) as fault:
             raise BivrecError(f"{path / 'run.json'}: not the description of a Run ({fault})") from None
+        if wrong := wrong_field(run.info):
+            raise BivrecError(f"{path / 'run.json'}: {wrong}: unexpected {getattr(run.info, wrong)!r:.80}")
+        return run
 
     def __repr__(self) -> str:
         views = " + ".join(self.config.training.views)
