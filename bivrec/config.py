@@ -222,7 +222,7 @@ class TrainingConfig:
         low=0.0,
         high=1.0,
     )
-    seed: int = _setting(0, "seed of initialisation, batches, dropout and noise", low=0)
+    seed: int = _setting(0, "seed of initialisation, batches, dropout and noise", low=0, high=(1 << 32) - 1)
 
 
 @dataclass(frozen=True)
