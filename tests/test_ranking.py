@@ -128,6 +128,17 @@ def test_item_0_is_never_recommended_and_short_lists_end_with_it():
     assert scores[0, 5:].eq(-torch.inf).all()
 
 
+def test_a_list_is_no_longer_than_the_catalogue():
+    """However long it may be: memory for it could not be had."""
+    scorer, users = DotScorer(), make_users()
+    ks = (10, NUM_ITEMS, 10**15)
+    for result in (evaluate(scorer, users, ks), *evaluate_each(Several(scorer, scorer), users, ks)):
+        assert result.recommended.shape == (len(users), NUM_ITEMS)
+        for metric in METRICS:
+            assert result.metrics[f"{metric}@{10**15}"] == result.metrics[f"{metric}@{NUM_ITEMS}"]
+        assert result.metrics[f"recall@{NUM_ITEMS}"] == 1 > result.metrics["recall@10"]
+
+
 @pytest.mark.parametrize("item_chunk", [13, 1000])
 def test_remove_seen_masks_the_whole_history_not_only_what_is_read(item_chunk):
     scorer, users = DotScorer(max_history=2), make_users()

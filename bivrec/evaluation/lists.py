@@ -80,7 +80,7 @@ def evaluate_lists(
     Raises BivrecError if there is no user to evaluate or a k is below 1.
     """
     check_askable(users, ks)
-    items = np.pad(lists.items, ((0, 0), (0, max(0, max(ks) - lists.items.shape[1]))))
+    items = lists.items.copy()
     if remove_seen:
         for first in range(0, len(users), USERS_AT_ONCE):
             last = min(first + USERS_AT_ONCE, len(users))

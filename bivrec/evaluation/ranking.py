@@ -92,7 +92,7 @@ class EvaluationResult:
     per_user: dict[str, npt.NDArray[np.float64]]
     """{"recall@20": [num_users], ...} in the order of the EvaluationUsers."""
     recommended: npt.NDArray[np.int64]
-    """[num_users, longest k]: the lists that were compared, item indices, best first; 0 where a list ended."""
+    """[num_users, longest k, at most all items]: the lists that were compared, best first; 0 where a list ended."""
     num_users: int
     skipped: int
 
@@ -245,7 +245,8 @@ def evaluate(
     Raises BivrecError if there is no user to evaluate or a k is below 1.
     """
     check_askable(users, ks)
-    recommended = recommend_users(scorer, users, max(ks), remove_seen, user_chunk, item_chunk, accelerator)
+    longest = min(max(ks), scorer.num_items)
+    recommended = recommend_users(scorer, users, longest, remove_seen, user_chunk, item_chunk, accelerator)
     return compare_with_targets(recommended, users, ks)
 
 
@@ -259,12 +260,13 @@ def evaluate_each(
 ) -> list[EvaluationResult]:
     """`evaluate` of each scorer, with seen items kept, for little more than the cost of one."""
     check_askable(users, ks)
+    longest = min(max(ks), scorers.num_items)
 
     def lists(first: int, last: int) -> list[Tensor]:
         histories = users.histories(first, last, scorers.max_history)
-        return [items for items, _ in top_k_of_each(scorers, histories, max(ks), item_chunk)]
+        return [items for items, _ in top_k_of_each(scorers, histories, longest, item_chunk)]
 
-    recommended = _share_users(lists, (len(scorers), len(users), max(ks)), user_chunk, accelerator)
+    recommended = _share_users(lists, (len(scorers), len(users), longest), user_chunk, accelerator)
     return [compare_with_targets(own.numpy(), users, ks) for own in recommended]
 
 
@@ -281,7 +283,7 @@ def check_askable(users: EvaluationUsers, ks: Sequence[int]) -> None:
 def compare_with_targets(
     recommended: npt.NDArray[np.int64], users: EvaluationUsers, ks: Sequence[int]
 ) -> EvaluationResult:
-    """Metrics of lists [U, max(ks)] of item indices, best first, filled up with 0."""
+    """Metrics of lists [U, L] of item indices, best first, filled up with 0; behind L nothing is found."""
     per_user = ranking_metrics(*find_hits(recommended, *users.targets()), ks)
     means = {name: float(values.mean()) for name, values in per_user.items()}
     return EvaluationResult(means, per_user, recommended, num_users=len(users), skipped=users.skipped)
