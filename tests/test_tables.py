@@ -197,7 +197,7 @@ def test_ids_that_are_titles(tmp_path):
 def test_columns_of_the_items_that_are_named_must_exist(interactions_csv, tmp_path, suffix, role):
     table = pa.table({"item_id": ["i0", "i1"], "name": [None, "One"], "nothing": pa.nulls(2, pa.string())})
     items = write(table, tmp_path / f"items.{suffix}")
-    for name in ("nme", "nothing"):
+    for name in ("nme", "nothing", ""):
         with pytest.raises(
             BivrecError, match=rf"items\.{suffix}: no column '{name}', or nothing in it; found item_id, n"
         ):

@@ -81,7 +81,7 @@ def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.S
     # JSON lines have no header, so that there a column that is absent is one without a value.
     held = [name for name in table.column_names if table[name].null_count < len(table)]
     for given in (columns.title, *columns.text, columns.image):
-        if given and given not in held:
+        if given is not None and given not in held:
             raise BivrecError(
                 f"{path}: no column '{given}', or nothing in it; found {', '.join(column_names(path))}; "
                 "name the right columns by the options"
