@@ -124,6 +124,11 @@ def new_file(path: Path) -> Iterator[Path]:
         staging.unlink(missing_ok=True)
 
 
+def name_of(path: Path) -> str:
+    """The name of a file or folder, of `.` and `..` too; that of a link is its own."""
+    return os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119
+
+
 def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
     """The names of files or folders, but the whole path of those whose name another has too."""
     return [name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)]

@@ -17,7 +17,7 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
 from bivrec.features.contract import absent_modalities
-from bivrec.files import distinct_names
+from bivrec.files import distinct_names, name_of
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import model_of_run, source_of_run, tower_of_run
 from bivrec.model.bivrec import BiVRecNetwork
@@ -66,7 +66,7 @@ def named_scorers(
         yield NamedScorer(floor, fit_floor(floor, domain), "floor", {"name": floor})
     for source in published:
         yield from _published(domain, source, load(source), view, zero_shot)
-    for path, name in zip(runs, distinct_names(runs, [path.name for path in runs]), strict=True):
+    for path, name in zip(runs, distinct_names(runs, [name_of(path) for path in runs]), strict=True):
         run = Run.open(path)
         if zero_shot:
             _refuse_id(name, view)
@@ -97,7 +97,7 @@ def recommender(
     opened = Run.open(run)
     changed = opened.info.domain["catalogue"] != domain_record(domain)["catalogue"]
     if changed and "id" in opened.config.training.views and not zero_shot:
-        return _of_run(_on_any_catalogue(domain, model_of_run(opened), view, run.name, "run"), opened)
+        return _of_run(_on_any_catalogue(domain, model_of_run(opened), view, name_of(run), "run"), opened)
     return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot))
 
 

@@ -421,6 +421,14 @@ def test_runs_of_one_name_are_told_apart(chain: Path, tmp_path: Path) -> None:
     assert len(results) == 2
 
 
+def test_a_run_where_one_is_has_its_name(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(chain / "finetuned")
+    monkeypatch.chdir(chain / "finetuned")
+    for run, name in ((".", "finetuned"), ("../finetuned/../finetuned", "finetuned"), (tmp_path / "link", "link")):
+        assert list(evaluated(chain, "--run", run, "--view", "id")["results"]) == [f"{name} id"]
+    assert "of finetuned both to" in succeed("recommend", "../world/target", "--run", ".", "--to", tmp_path / "l.csv")
+
+
 # What is wrong
 
 
