@@ -392,12 +392,17 @@ def test_a_row_that_was_named_is_tested(chain: Path) -> None:
         ("--run {0} --run {0}", "two rows are called '{0} id'; leave one out, or rename its file or folder"),
         ("--floor popularity", "two rows are called 'popularity'; leave one out"),
         ("--run {0} --run {1}", "{1} was trained on the items of source"),
+        # Of users, both would be in finetuned_id.parquet.
+        (
+            "--run {0} --lists {2}/finetuned_id.csv --per-user {2}/users",
+            "two rows are called 'finetuned_id.parquet'; leave one out, or rename its file or folder",
+        ),
     ],
 )
 def test_nothing_is_ranked_before_all_rows_are_known(
-    chain: Path, monkeypatch: pytest.MonkeyPatch, options: str, complaint: str
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, complaint: str
 ) -> None:
-    places = chain / "finetuned", chain / "pretrained"
+    places = chain / "finetuned", chain / "pretrained", tmp_path
     monkeypatch.setattr("bivrec.evaluation.ranking.evaluate", lambda *_: pytest.fail("something was ranked"))
     words = options.format(*places).split()
     assert complaint.format(*places) in fail("evaluate", chain / "world/target", "--floor", "popularity", *words)

@@ -111,6 +111,8 @@ def evaluate(
             raise BivrecError(f"{named.name}: was trained on the validation, and can be asked of it no more")
         names.append(named.name)
     _check_names(names, reference)
+    if per_user is not None:
+        _check_names(list(map(_file_of, names)))
     ranked = _ranked(of_models(floors=floors), users, ks, remove_seen)
     # Lists first, for the same reason.
     rows = {row.name: row for row in chain(_listed(lists, opened, users, ks, remove_seen), ranked)}
@@ -139,7 +141,7 @@ def evaluate(
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, row in rows.items():
-                write_per_user(staging / f"{name.replace(' ', '_').replace('/', '_')}.parquet", users, row.result)
+                write_per_user(staging / _file_of(name), users, row.result)
     if plot is not None:
         plot_comparison(plot, told["results"], f"recall@{_leading(ks)}", f"{opened.name}: {len(users)} {split} users")
 
@@ -150,8 +152,13 @@ def _names_of_lists(paths: Sequence[Path]) -> list[str]:
     return distinct_names(paths, [path.stem for path in paths])
 
 
-def _check_names(names: Sequence[str], reference: str | None) -> None:
-    """Raise BivrecError if two rows have one name, or none has that of the reference."""
+def _file_of(row: str) -> str:
+    """For the values of its users."""
+    return f"{row.replace(' ', '_').replace('/', '_')}.parquet"
+
+
+def _check_names(names: Sequence[str], reference: str | None = None) -> None:
+    """Raise BivrecError if two rows, or their files, have one name, or none has that of the reference."""
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise BivrecError(f"two rows are called '{repeated}'; leave one out, or rename its file or folder")
     if reference is not None and reference not in names:
