@@ -306,6 +306,7 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
             r"row 3: timestamp '2023-13-01': expected an integer",
         ),
         ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": null}\n', r"row 1: timestamp is empty"),
+        ("t.jsonl", 2 * '{"user_id": "", "item_id": 2, "timestamp": 3}\n', r"row 1: user_id is empty: expected an id"),
         ("t.jsonl", '{"user_id": \n', r"t\.jsonl: row 1: not valid JSON"),
         ("t.jsonl", "[1]\n", r"row 1: expected one JSON object a line, found '\[1\]'"),
     ],
@@ -315,6 +316,18 @@ def test_faults(tmp_path, name, content, message):
     with pytest.raises(BivrecError, match=message) as fault:
         prepare(read_tables(tmp_path / name), tmp_path / "d")
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_an_id_without_a_letter_is_nobody(tmp_path, kind):
+    """Or all whom a program does not know would be one user."""
+    for name, row in (("user_id", 3), ("item_id", 2)):
+        ids = ["a", "b", "c"]
+        table = pa.table({"user_id": ids, "item_id": ids, "timestamp": [1, 2, 3]})
+        ids[row - 1] = ""
+        table = table.set_column(table.column_names.index(name), name, pa.array(ids, pa.string()).cast(kind))
+        with pytest.raises(BivrecError, match=rf"t\.parquet: row {row}: {name} is empty: expected an id"):
+            read_tables(write(table, tmp_path / "t.parquet"))
 
 
 def test_wrong_type(tmp_path):

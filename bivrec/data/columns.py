@@ -297,14 +297,32 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
             column = column.cast(column.type.value_type)
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
-            raise BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
+            raise _empty(path, row, name, kind)
         if kind == TIME and (_is_text(column.type) or pa.types.is_floating(column.type)):
             read = read_times if _is_text(column.type) else read_numbers
             columns.append(read(column, partial(_place, path, name, range(first_row, first_row + len(column)))))
             continue
         with _faults_of(path):
-            columns.append(_cast(column, kind, f"{path}: column '{name}'"))
+            cast = _cast(column, kind, f"{path}: column '{name}'")
+        if kind == ID and (row := _first_empty(cast)) is not None:
+            raise _empty(path, row + first_row, name, kind)
+        columns.append(cast)
     return pa.table(columns, names=list(types))
+
+
+def _empty(path: Path, row: int, name: str, kind: pa.DataType) -> BivrecError:
+    return BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
+
+
+def _first_empty(ids: pa.ChunkedArray) -> int | None:
+    """Place of the first empty string of dictionaries; a file that knows nulls may hold it for what is not known."""
+    first = 0
+    for chunk in ids.chunks:
+        code = pc.index(chunk.dictionary, "").as_py()
+        if code >= 0 and (place := pc.index(chunk.indices, code).as_py()) >= 0:
+            return int(first + place)
+        first += len(chunk)
+    return None
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedArray:
