@@ -339,7 +339,7 @@ def test_only_items_of_another_catalogue(model: list[object], tmp_path: Path) ->
         ("--history {h} --user-column item_id --to {new}.csv", "column 'item_id' is both user and item"),
         (
             "--history {h} --timestamp-column when --to {new}.csv",
-            "{h}: no column 'when'; found 'user_id', 'item_id'; name the right columns by the options",
+            "{h}: no column 'when'; found 'user_id', 'item_id'; rename the columns, or name them by the options",
         ),
         ("--to {new}.csv --k 100000", "k = 100000: expected 1 to "),
         ("--to {new}.xlsx", "{new}.xlsx: unknown format '.xlsx'; expected .parquet, .csv, .jsonl"),

@@ -363,7 +363,8 @@ def _check_columns(path: Path, wanted: Iterable[str], required: Sequence[str], f
                 f"{kind_of(path)}; convert the file"
             )
         raise BivrecError(
-            f"{path}: no column {_quoted(missing)}; found {_quoted(found)}; name the right columns by the options"
+            f"{path}: no column {_quoted(missing)}; found {_quoted(found)}; rename the columns, or name them by "
+            "the options, where there are some"
         )
 
 
