@@ -23,7 +23,7 @@ import pyarrow as pa
 from benchmarks.report import json_option, report, small_option
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain, write_domain
-from bivrec.data.info import SPLITS, USER_SPLIT, DomainInfo
+from bivrec.data.info import REQUIRED_KEYS, SPLITS, USER_SPLIT, DomainInfo
 from bivrec.data.sequences import Sequences
 from bivrec.evaluation.protocol import EvaluationUsers
 
@@ -50,9 +50,9 @@ def write(folder: Path, users: dict[str, int]) -> None:
         interactions={split: count * LENGTH for split, count in users.items()},
         num_users=sum(users.values()),
         num_interactions=sum(users.values()) * LENGTH,
-        dropped={},
+        dropped=dict.fromkeys(REQUIRED_KEYS["dropped"], 0),
         items_not_listed=0,
-        missing={},
+        missing=dict.fromkeys(REQUIRED_KEYS["missing"], NUM_ITEMS),
         features={},
         files={},
         protocol=USER_SPLIT,

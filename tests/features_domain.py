@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bivrec.data.domain import Domain, write_domain
-from bivrec.data.info import SPLITS, USER_SPLIT, DomainInfo
+from bivrec.data.info import REQUIRED_KEYS, SPLITS, USER_SPLIT, DomainInfo
 from bivrec.data.sequences import Sequences
 
 WORDS = (
@@ -52,7 +52,7 @@ def make_domain(
     info = DomainInfo(
         format_version=1,
         name="small",
-        source={},
+        source={"reader": "tests"},
         images=str(images) if images else None,
         seed=0,
         k_core=0,
@@ -61,9 +61,9 @@ def make_domain(
         interactions=dict.fromkeys(SPLITS, count),
         num_users=len(SPLITS),
         num_interactions=len(SPLITS) * count,
-        dropped={},
+        dropped=dict.fromkeys(REQUIRED_KEYS["dropped"], 0),
         items_not_listed=0,
-        missing={},
+        missing={name: items[name].null_count for name in ("text", "image")},
         features={},
         files={},
         protocol=USER_SPLIT,

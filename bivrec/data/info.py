@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL = "user-split", "leave-one-out", "temporal"
 PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL)
 INFO_FILE = "domain.json"
-COUNTED = {
+REQUIRED_KEYS = {
     "source": ("reader",),
     "users": SPLITS,
     "interactions": SPLITS,
@@ -151,7 +151,7 @@ def _check(info: DomainInfo, source: str) -> None:
         )
     check_name(info.name, f"{source}: name")
     cutoffs = SPLITS[1:] if info.protocol == TEMPORAL else ()
-    for name, keys in {**COUNTED, "cutoffs": cutoffs}.items():
+    for name, keys in {**REQUIRED_KEYS, "cutoffs": cutoffs}.items():
         if absent := [key for key in keys if key not in getattr(info, name)]:
             raise BivrecError(f"{source}: {name}: no {absent[0]}; the file is damaged, prepare again")
 
