@@ -45,6 +45,16 @@ def test_shrinkage(domain):
         assert fault in result.output
 
 
+def test_features_that_whitening_would_erase(tmp_path):
+    """Every item would have a vector of zeros, and count as one that has a text."""
+    for name, own in (("same", 6 * ["tea"]), ("one", ["tea", *5 * [None]])):
+        path = make_domain(tmp_path / name, own, 6 * [None]).path
+        result = run(path, "--text", "hashing", "--whiten")
+        assert (result.exit_code, result.output.count("\n")) == (1, 1)
+        assert "are alike, so that whitening leaves nothing of them; leave --whiten out" in result.output
+        assert run(path, "--text", "hashing").exit_code == 0
+
+
 def test_folders_of_transformers(domain, tmp_path):
     bert, resnet = save_bert(tmp_path / "bert"), save_resnet(tmp_path / "resnet")
     result = run(domain.path, "--text", bert, "--image", resnet, "--pooling", "cls", "--max-tokens", 8)

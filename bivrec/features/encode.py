@@ -271,8 +271,16 @@ def _finish(
     whitening: float | None,
     half: bool,
 ) -> Encoded:
-    """Features [V, d], not yet whitened, as they will be stored. Raises BivrecError if they are not finite then."""
+    """Features [V, d], not yet whitened, as they will be stored.
+
+    Raises BivrecError if they are not finite then, or if whitening would leave nothing of them.
+    """
     if whitening is not None:
+        if _are_alike(features[present]):
+            raise BivrecError(
+                f"{domain.path}: the {modality} features of all {int(present.sum())} items that have any are alike, so "
+                "that whitening leaves nothing of them; leave --whiten out"
+            )
         features = features.clone()
         features[present] = whiten(features[present], whitening)
     table = torch.nn.functional.pad(features.half() if half else features, (0, 0, 1, 0))
@@ -282,3 +290,8 @@ def _finish(
         raise BivrecError(f"{domain.path}: {modality} features of item index {row} are not finite{hint}")
     spec = replace(spec, whitening=None if whitening is None else float(whitening))
     return Encoded(modality, spec, table, torch.nn.functional.pad(present, (1, 0)))
+
+
+def _are_alike(features: Tensor) -> bool:
+    """Whether vectors [n, d] are one, but for the rounding of encoders, whose batches differ."""
+    return bool(((features - features[:1]).abs().amax() <= 1e-5 * features.abs().amax()).item())
