@@ -42,7 +42,7 @@ def catalogue(small_domain: Domain, tmp_path_factory: pytest.TempPathFactory) ->
         rows = [(f"i{number}", None if number % 5 == 0 else f"Title {number}", "text", None) for number in numbers]
         items = pa.table(dict(zip(("item_id", "title", "text", "image"), zip(*rows, strict=True), strict=True)))
         nobody = domains.Sequences(np.array([0, 1]), np.array([1], np.int32), np.array([0]), ["u"])
-        info = dataclasses.replace(small_domain.info, num_items=len(rows), features={}, missing={})
+        info = dataclasses.replace(small_domain.info, num_items=len(rows), features={}, missing={"text": 0, "image": 0})
         write_domain(folder, info, dict.fromkeys(SPLITS, nobody), items)
         return Domain.open(folder)
 
@@ -114,7 +114,7 @@ def with_name(domain: Domain, name: str, folder: Path) -> Domain:
     path = folder / name
     path.mkdir()
     items = domain.item_table().data.table
-    info = dataclasses.replace(domain.info, name=name, features={}, missing={})
+    info = dataclasses.replace(domain.info, name=name, features={}, missing={"text": 0, "image": 0})
     write_domain(path, info, {split: domain.sequences(split) for split in SPLITS}, items)
     return Domain.open(path)
 
