@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from torch import Tensor, nn
+
 from bivrec import publishing
 from bivrec.artefact import (
     TOWER_PREFIX,
@@ -16,7 +18,7 @@ from bivrec.artefact import (
     tower_config,
 )
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
-from bivrec.artefact_files import MARKS
+from bivrec.artefact_files import MARKS, empty_network
 from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import neutral_command
 from bivrec.errors import BivrecError
@@ -24,6 +26,7 @@ from bivrec.files import sha256
 from bivrec.repository import PushOptions
 from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
+from bivrec.weights import check_weights, described
 
 
 def tower_of_run(run: Run) -> Tower:
@@ -32,8 +35,8 @@ def tower_of_run(run: Run) -> Tower:
     Raises BivrecError if the Run has no multimodal view.
     """
     check_transferable(str(run.path), run.config.model, run.config.training.views)
-    weights = checkpoint_weights(run.checkpoint("best"), TOWER_PREFIX)
-    return Tower(tower_config(_config(run)), weights, source_of_run(run))
+    config = tower_config(_config(run))
+    return Tower(config, _weights(run, empty_network(config).tower("mm"), TOWER_PREFIX), source_of_run(run))
 
 
 def model_of_run(run: Run) -> BiVRec:
@@ -43,8 +46,8 @@ def model_of_run(run: Run) -> BiVRec:
     """
     if "id" not in run.config.training.views:
         raise BivrecError(f"{run.path}: trained with the multimodal view alone; publish its tower with --model tower")
-    weights = checkpoint_weights(run.checkpoint("best"))
-    return BiVRec(_config(run), weights, source_of_run(run), run.item_ids())
+    config = _config(run)
+    return BiVRec(config, _weights(run, empty_network(config)), source_of_run(run), run.item_ids())
 
 
 def artefact_of_run(run: Run, kind: str | None = None) -> Tower | BiVRec:
@@ -81,6 +84,14 @@ def _fill(run: Run, kind: str | None, folder: Path, name: str) -> None:
     model = artefact_of_run(run, kind)
     model.training.update(card_facts(run, model))
     model.write(folder, name, picture=draw_training_curve(run, folder))
+
+
+def _weights(run: Run, network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Of the best checkpoint those whose names begin with `prefix`; BivrecError unless they are those of a network."""
+    path = run.checkpoint("best")
+    weights = checkpoint_weights(path, prefix)
+    check_weights({name: described(value) for name, value in weights.items()}, network.state_dict(), str(path))
+    return weights
 
 
 def _config(run: Run) -> ArtefactConfig:

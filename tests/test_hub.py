@@ -1,6 +1,7 @@
 """What of a Run is published; the wire is tested in test_cli_hub.py."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,18 @@ def test_publishing_again(tower: Path, pretrained: Run, tmp_path: Path) -> None:
     with pytest.raises(BivrecError, match="exists already"):
         publish(pretrained, twin)
     assert publish(pretrained, twin, overwrite=True) == twin
+
+
+@pytest.mark.parametrize("kind", ["tower", "joint"])
+def test_weights_of_another_architecture_are_not_published(pretrained: Run, tmp_path: Path, kind: str) -> None:
+    """As of a Run whose description was edited by hand: whoever takes the model could not load it."""
+    run = shutil.copytree(pretrained.path, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model"]["num_layers"] += 1
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(BivrecError, match=r"best\.safetensors: the weights are of another model"):
+        publish(Run.open(run), str(tmp_path / "model"), kind)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_preview_is_what_is_published(pretrained: Run, tmp_path: Path) -> None:
