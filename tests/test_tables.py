@@ -306,6 +306,7 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
             r"row 3: timestamp '2023-13-01': expected an integer",
         ),
         ("t.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": null}\n', r"row 1: timestamp is empty"),
+        ("t.jsonl", '\n\n{"user_id": 1, "item_id": null, "timestamp": 3}\n', r"row 3: item_id is empty"),
         ("t.jsonl", 2 * '{"user_id": "", "item_id": 2, "timestamp": 3}\n', r"row 1: user_id is empty: expected an id"),
         ("t.jsonl", '{"user_id": \n', r"t\.jsonl: row 1: not valid JSON"),
         ("t.jsonl", "[1]\n", r"row 1: expected one JSON object a line, found '\[1\]'"),
