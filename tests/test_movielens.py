@@ -42,9 +42,16 @@ def test_layouts(tmp_path, files, encoding):
     ]
 
 
-def test_texts_are_added(tmp_path):
-    unpack(tmp_path, CSV | {"plots.csv": "item_id,text\n11,A plot.\n99,Another.\n"})
-    raw = read_movielens(tmp_path, texts=tmp_path / "plots.csv")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plots.csv", "item_id,text\n11,A plot.\n10,\n99,Another.\n"),
+        ("plots.jsonl", '{"item_id": 11, "text": "A plot."}\n{"item_id": 10, "text": null}\n'),
+    ],
+)
+def test_texts_are_added(tmp_path, name, content):
+    unpack(tmp_path, CSV | {name: content})
+    raw = read_movielens(tmp_path, texts=tmp_path / name)
     assert raw.catalogue["text"].to_pylist() == ["Café, The (1995). Comedy, Drama.", "Plain (2000). A plot."]
 
 

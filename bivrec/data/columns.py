@@ -207,7 +207,7 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
             if missing := [name for name in required if name not in values]:
                 raise BivrecError(f"{path}: row {row}: no {_quoted(missing)}; found {_quoted(values)}")
             for name, kind in types.items():
-                if name in required and values[name] in (None, ""):
+                if kind != TEXT and name in required and values[name] in (None, ""):
                     raise _empty(path, row, name, kind)
                 if not _fits(values.get(name), kind):
                     raise BivrecError(
