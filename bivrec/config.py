@@ -155,6 +155,7 @@ class ObjectiveConfig:
         1024,
         "draws of negatives a step (uniform, popularity), shared by the batch; what is drawn twice counts once",
         low=1,
+        high=1 << 24,
     )
     negatives_scored_by: str = _setting(
         "target-interest",

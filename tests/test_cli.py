@@ -693,7 +693,17 @@ def test_every_option_says_what_it_does(path: tuple[str, ...]) -> None:
     assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
 
 
-@pytest.mark.parametrize("arguments", [["nonesuch"], ["pretrain", "--nonesuch"], ["evaluate"], ["prepare", "nonesuch"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonesuch"],
+        ["pretrain", "--nonesuch"],
+        ["evaluate"],
+        ["prepare", "nonesuch"],
+        ["evaluate", "none", "--k", str(1 << 64)],
+        ["evaluate", "none", "--cold", str(1 << 64)],
+    ],
+)
 def test_usage_errors(arguments: list[str]) -> None:
     result: Result = bivrec(*arguments)
     assert result.exit_code == 2

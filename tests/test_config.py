@@ -131,6 +131,7 @@ def test_an_unknown_key_names_the_allowed_ones() -> None:
         ("model", "scales", 4, "a list such as [4, 8], found 4"),
         ("training", "views", "id", "a list such as [id, mm], found 'id'"),
         ("model", "scales", [1], "below"),
+        ("objective", "num_negatives", 1 << 64, "above the greatest allowed value"),
         ("training", "seed", 1 << 32, "above the greatest allowed value 4294967295"),
         ("model", "scales", [4, 4], "twice"),
         ("model", "num_interests", [], "at least one"),

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from bivrec.evaluation.ranking import EvaluationResult
     from bivrec.scorers import NamedScorer
 
+LENGTH = click.IntRange(1, 1 << 31)
+"""Beyond all catalogues and histories; what is beyond 64 bits as well cannot be computed with."""
+
 
 @click.command()
 @click.argument("domain", type=DOMAIN)
@@ -37,9 +40,9 @@ if TYPE_CHECKING:
 @click.option("--zero-shot", is_flag=True, help="Use the tower alone on a DOMAIN that it was not trained on.")
 @click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")
-@click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(20,), help="List length; repeatable.")
+@click.option("--k", "ks", type=LENGTH, multiple=True, default=(20,), help="List length; repeatable.")
 @click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
-@click.option("--cold", type=click.IntRange(min=1), help="Keep only the last N items of each history.")
+@click.option("--cold", type=LENGTH, help="Keep only the last N items of each history.")
 @click.option("--by-popularity", is_flag=True,
               help="Also what is found and shown of items that were trained on never, seldom, and often.")  # fmt: skip
 @click.option("--test", is_flag=True,
