@@ -42,7 +42,10 @@ def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = Non
     specs = _common_specs(domains)
     raw, split = _read(domains, protocol), LEAVE_ONE_OUT if protocol == LEAVE_ONE_OUT else None
     with new_folder(path, overwrite, marks=MARKS) as staging:
-        merged = prepare(raw, staging, name=name or path.resolve().name, k_core=0, split=split, overwrite=True)
+        # Items without interactions are kept, if a Domain has kept any.
+        merged = prepare(
+            raw, staging, name=name or path.resolve().name, k_core=0, split=split, keep_items=True, overwrite=True
+        )
         _take_features(merged, domains, specs)
     return Domain.open(path)
 

@@ -73,6 +73,14 @@ def test_layouts(tmp_path, reviews, item, write, suffix):
     assert row["text"] == "Pen & Ink. Acme. Office, Pens, Ink. It's fine"
 
 
+def test_metadata_of_what_nobody_reviewed(tmp_path):
+    reviews = lines(tmp_path / "r.jsonl", REVIEWS_2014)
+    metadata = lines(tmp_path / "m.jsonl", [ITEM_2014, {"asin": "never", "title": "New"}])
+    assert read_amazon([reviews], [metadata]).catalogue["item_id"].to_pylist() == ["B1"]
+    raw = read_amazon([reviews], [metadata], keep_items=True)
+    assert raw.catalogue["item_id"].to_pylist() == ["B1", "never"]
+
+
 def test_parquet_and_csv(tmp_path):
     pq.write_table(pa.Table.from_pylist(REVIEWS_2023), tmp_path / "reviews.parquet")
     pq.write_table(pa.Table.from_pylist([ITEM_2023]), tmp_path / "meta.parquet")

@@ -216,6 +216,56 @@ def test_items_unknown_to_the_catalogue_are_kept_and_counted(tmp_path):
     assert domain.info.missing == {"text": 1, "image": 3}
 
 
+def listed(*ids):
+    return catalogue_table(list(ids), [f"Title of {item}" for item in ids], [None] * len(ids))
+
+
+ROWS_OF_THREE = [(user, item, time) for user in "abc" for time, item in enumerate("xyz")]
+
+
+def test_items_of_the_catalogue_are_kept_on_request(tmp_path):
+    raw = raw_data([*ROWS_OF_THREE, ("d", "rare", 0), ("d", "unlisted", 1)], catalogue=listed(*"vxwy", "rare", "v"))
+    domain = prepare(raw, tmp_path / "d", k_core=3, keep_items=True)
+    # As frequent as one another, by id; and so are those that nobody has, or nobody any more.
+    assert domain.item_ids() == ["x", "y", "z", "rare", "v", "w"]
+    assert domain.item_table()["title"][:] == [f"Title of {item}" for item in "xy"] + [None] + [
+        f"Title of {item}" for item in ("rare", "v", "w")
+    ]
+    assert domain.num_trained_items == 3
+    assert (domain.info.num_items, domain.info.items_without_interactions) == (6, 3)
+    assert (domain.info.items_not_listed, domain.info.missing) == (1, {"text": 1, "image": 6})
+    dropped = domain.info.dropped
+    # Of the items with too few interactions one is listed; of the interactions none is kept.
+    assert (dropped["k_core_items"], dropped["k_core_interactions"]) == (1, 2)
+    assert dropped["items_without_interactions"] == 0
+
+
+def test_kept_items_change_nothing_else(tmp_path):
+    rows, catalogue = random_rows(), listed("never", "a-new-one", *(f"i{item}" for item in range(30)))
+    for split in ("8:1:1", "leave-one-out", "temporal"):
+        plain, kept = (
+            prepare(raw_data(rows, catalogue=catalogue), tmp_path / f"{split}-{keep}", k_core=8, split=split,
+                    keep_items=keep)
+            for keep in (False, True)
+        )  # fmt: skip
+        assert histories(kept) == histories(plain)
+        assert set(kept.item_ids()) == set(catalogue["item_id"].to_pylist()) > set(plain.item_ids())
+        assert kept.item_ids()[: plain.num_trained_items] == plain.item_ids()[: plain.num_trained_items]
+        assert (plain.info.items_without_interactions, plain.info.dropped["items_without_interactions"]) == (0, 2)
+
+
+def test_items_of_another_domain_are_not_kept(tmp_path):
+    other = prepare(raw_data([(user, item, 1) for user in "abc" for item in ("x", "w")]), tmp_path / "o", k_core=0)
+    raw = raw_data(ROWS_OF_THREE, catalogue=listed(*"vwxyz"))
+    domain = prepare(raw, tmp_path / "d", k_core=0, without=other, keep_items=True)
+    assert domain.item_ids() == ["y", "z", "v"]
+
+
+def test_nothing_to_keep_items_of(tmp_path):
+    with pytest.raises(BivrecError, match="no table of items, whose items are to be kept; name one, or leave"):
+        prepare(raw_data(ROWS_OF_THREE), tmp_path / "d", keep_items=True)
+
+
 def test_everything_removed(tmp_path):
     with pytest.raises(BivrecError, match=r"k-core 100 removes every one of the \d+ interactions .* lower --k-core"):
         prepare(raw_data(random_rows()), tmp_path / "d", k_core=100)

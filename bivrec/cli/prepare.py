@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
+keep_items_option = click.option(
+    "--keep-items", is_flag=True,
+    help="Keep items of the table of items that no interaction has, such as those listed today; they are ranked by "
+    "their content. Those that the k-core leaves without interactions stay as well.",
+)  # fmt: skip
 
 
 def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -83,6 +88,7 @@ def _domain_options(command: Command) -> Command:
 @click.argument("folder", type=FOLDER)
 @click.option("--texts", type=FOLDER, help="Table with columns item_id and text, to add to titles and genres.")
 @images_option
+@keep_items_option
 @_domain_options
 def movielens(folder: Path, texts: Path | None, images: Path | None, **options: Any) -> None:
     """Prepare an unpacked MovieLens set: 100K, 1M, 10M, 20M, 25M, 32M or latest. Images are named by movie id."""
@@ -95,12 +101,17 @@ def movielens(folder: Path, texts: Path | None, images: Path | None, **options: 
 @click.option("--reviews", required=True, multiple=True, type=FOLDER, help="File of reviews; may be given repeatedly.")
 @click.option("--metadata", multiple=True, type=FOLDER, help="File of item metadata; may be given repeatedly.")
 @images_option
+@keep_items_option
 @_domain_options
-def amazon(reviews: tuple[Path, ...], metadata: tuple[Path, ...], images: Path | None, **options: Any) -> None:
+def amazon(
+    reviews: tuple[Path, ...], metadata: tuple[Path, ...], images: Path | None, keep_items: bool, **options: Any
+) -> None:
     """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines, Parquet or CSV. Images are named by asin."""
     from bivrec.data.amazon import read_amazon
 
-    _prepare(partial(read_amazon, reviews, metadata, images=images), **options)
+    refuse_unused(("keep_items",), "--metadata", metadata)
+    read = partial(read_amazon, reviews, metadata, images=images, keep_items=keep_items)
+    _prepare(read, keep_items=keep_items, **options)
 
 
 @prepare.command()
@@ -133,12 +144,13 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
               help="Texts, in the items; repeatable.  [default: text, if there is one, else the title]")  # fmt: skip
 @click.option("--image-column",
               help="Files of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
+@keep_items_option
 @_domain_options
 def tables(interactions: Path, items: Path | None, images: Path | None, **options: Any) -> None:
     """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""
     from bivrec.data.tables import Columns, read_tables
 
-    refuse_unused(("title_column", "text_column", "image_column"), "--items", items)
+    refuse_unused(("title_column", "text_column", "image_column", "keep_items"), "--items", items)
     names = [name for name in options if name.endswith("_column")]
     columns = Columns(**{name.removesuffix("_column"): options.pop(name) for name in names})
     _prepare(partial(read_tables, interactions, items, images=images, columns=columns), **options)

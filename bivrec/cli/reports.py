@@ -39,6 +39,8 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
     once = "" if info.protocol == USER_SPLIT else ", each counted once"
     click.echo(f"  {'all':<10} {info.num_users:>10,} users {info.num_interactions:>12,} interactions{once}")
     click.echo(f"  {info.num_items:,} items, density {density:.4%}")
+    if info.items_without_interactions:
+        click.echo(f"  without interactions (kept, ranked by their content): {info.items_without_interactions:,} items")
     if len(lengths := domain.sequences("train").lengths):
         click.echo(
             f"  of a training user: median {np.median(lengths):g}, mean {lengths.mean():.1f}, "

@@ -29,11 +29,14 @@ TEXT_KEYS = (("title",), ("brand", "store"), ("categories", "category"), ("descr
 TAG = re.compile(r"<[^<>]*>")
 
 
-def read_amazon(reviews: Sequence[Path], metadata: Sequence[Path] = (), *, images: Path | None = None) -> RawData:
+def read_amazon(
+    reviews: Sequence[Path], metadata: Sequence[Path] = (), *, images: Path | None = None, keep_items: bool = False
+) -> RawData:
     """Read JSON lines (also with .gz), Parquet, or CSV with a header; several files are read one after another.
 
     The metadata of 2014 may be Python literals instead of JSON. An item's image is the file of `images` named by its
-    asin. Raises BivrecError naming the file and row of the first fault, and for reviews of 2023 beside older ones.
+    asin. The catalogue is that of the items that were reviewed, or with `keep_items` of all in the metadata.
+    Raises BivrecError naming the file and row of the first fault, and for reviews of 2023 beside older ones.
     """
     layouts = [_layout(path) for path in reviews]
     _check_alike(reviews, layouts)
@@ -52,7 +55,7 @@ def read_amazon(reviews: Sequence[Path], metadata: Sequence[Path] = (), *, image
             "interactions": [path.name for path in reviews],
             "items": [path.name for path in metadata],
         },
-        catalogue=_read_metadata(metadata, set(item_ids.to_pylist())) if metadata else None,
+        catalogue=_read_metadata(metadata, None if keep_items else set(item_ids.to_pylist())) if metadata else None,
         images=images,
     )
 
@@ -87,8 +90,8 @@ def _read_reviews(path: Path, layout: tuple[str, str, str]) -> pa.Table:
     return table.rename_columns(["user", "item", "timestamp"])
 
 
-def _read_metadata(paths: Sequence[Path], wanted: set[str]) -> pa.Table:
-    """The catalogue of the wanted items; of an item that is listed twice, the first."""
+def _read_metadata(paths: Sequence[Path], wanted: set[str] | None) -> pa.Table:
+    """The catalogue of the wanted items (None: of all); of an item that is listed twice, the first."""
     rows: dict[str, tuple[str, str]] = {}
     for path in paths:
         for row, values in _metadata_rows(path):
@@ -98,7 +101,7 @@ def _read_metadata(paths: Sequence[Path], wanted: set[str]) -> pa.Table:
                     f"{path}: row {row}: no {' or '.join(ITEM_KEYS)}; found {', '.join(values)[:200]}; "
                     "give a file of metadata"
                 )
-            if item in wanted and item not in rows:
+            if (wanted is None or item in wanted) and item not in rows:
                 rows[item] = _title_and_text(values)
     return catalogue_table(list(rows), [title for title, _ in rows.values()], [text for _, text in rows.values()])
 

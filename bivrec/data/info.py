@@ -100,6 +100,8 @@ class DomainInfo:
     """
     cutoffs: dict[str, int]
     """Of a temporal split: validation and test -> the time from which on interactions are targets."""
+    items_without_interactions: int = 0
+    """Items that the source lists and no sequence of the Domain holds: kept on request, to be ranked by content."""
 
 
 def check_name(name: str, source: str) -> None:

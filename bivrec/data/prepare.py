@@ -9,12 +9,13 @@ Rules, in this order:
 5. The users that remain, sorted by id, are split 8:1:1, or by other shares, by a permutation of the seed, unless the
    source splits them; or the last interactions of each are held out (leave-one-out); or all since a time (temporal),
    and those of users of whom nothing was before it are dropped.
-6. Items without interactions are dropped; the rest are numbered by popularity in the training sequences.
+6. Items that have no interactions then are dropped, unless the source lists them and `keep_items` is asked for; the
+   rest are numbered by popularity in the training sequences.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +66,16 @@ def prepare(
     k_core: int = 5,
     split: str | None = None,
     seed: int = 0,
+    keep_items: bool = False,
     overwrite: bool = False,
 ) -> Domain:
     """Prepare `raw` by the rules of this module and write the Domain to `path`; `name` defaults to the folder's.
 
     without: a Domain whose items (by id) are left out. split: `8:1:1` of the users (the default, unless the source
     splits them), `leave-one-out`, `temporal` or `temporal:8:1:1` (see `DomainInfo`); only the first draws by the seed.
-    Raises BivrecError if nothing is left, if too few users are left to split, if they are to be split twice, or if a
-    split leaves nobody to train on or to evaluate.
+    keep_items: also keep items of the source's catalogue that have no interactions, or none that the k-core left.
+    Raises BivrecError if nothing is left, if too few users are left to split, if they are to be split twice, if a
+    split leaves nobody to train on or to evaluate, or if there is no catalogue of which to keep items.
     """
     path = Path(path)
     if k_core < 0 or seed < 0:
@@ -85,8 +88,12 @@ def prepare(
         raise BivrecError("the split column splits the users already; leave --split or --split-column out")
     if not len(raw.users):
         raise BivrecError(f"{_file_names(raw)}: there are no interactions; check what was given")
+    if keep_items:
+        raw = _with_listed_items(raw)
+    shared = _shared_items(raw, without)
+    kept_items = _kept_items(raw, shared) if keep_items else np.zeros(len(raw.item_ids), bool)
     user_order, user_rank = _by_id(raw.user_ids)
-    log, dropped = _filter(_in_time_order(raw, user_rank), k_core, _shared_items(raw, without))
+    log, dropped = _filter(_in_time_order(raw, user_rank), k_core, shared, kept_items)
     lengths = np.bincount(log.users, minlength=len(user_order))
     if raw.splits is not None:
         parts = split_as_given(lengths, raw.splits[user_order], k_core)
@@ -95,7 +102,8 @@ def prepare(
     without_history = len(log)
     log = log.where((parts.lengths > 0)[log.users])
     without_history -= len(log)
-    item_index, item_codes = _popularity_index(log, _first(parts.kept[0], parts.lengths), raw.item_ids)
+    trained = _first(parts.kept[0], parts.lengths)
+    item_index, item_codes = _popularity_index(log, trained, raw.item_ids, kept_items)
     items, not_listed, images_not_found = _item_table(raw, item_codes)
     user_ids = raw.user_ids.take(pa.array(user_order))
     sequences = {
@@ -131,6 +139,7 @@ def prepare(
         files={},
         protocol=asked.protocol,
         cutoffs=dict(parts.cutoffs),
+        items_without_interactions=len(items) - int(np.count_nonzero(np.bincount(log.items))),
     )
     with new_folder(path, overwrite, marks=MARKS) as staging:
         write_domain(staging, info, sequences, items)
@@ -154,8 +163,24 @@ def _shared_items(raw: RawData, other: Domain | None) -> np.ndarray | None:
     return shared
 
 
-def _filter(log: _Log, k_core: int, unwanted: np.ndarray | None) -> tuple[_Log, dict[str, int]]:
-    """What rules 2 to 4 leave, and how much they drop."""
+def _with_listed_items(raw: RawData) -> RawData:
+    """With the ids of what the catalogue has and no interaction, after the others."""
+    if raw.catalogue is None:
+        raise BivrecError("no table of items, whose items are to be kept; name one, or leave --keep-items out")
+    listed = pc.unique(raw.catalogue["item_id"])
+    more = listed.filter(pc.invert(pc.is_in(listed, value_set=raw.item_ids)))
+    return replace(raw, item_ids=pa.concat_arrays([raw.item_ids, more]))
+
+
+def _kept_items(raw: RawData, unwanted: np.ndarray | None) -> np.ndarray:
+    """Bool [items of the source]: those of the catalogue that are not unwanted."""
+    assert raw.catalogue is not None
+    listed: np.ndarray = pc.is_in(raw.item_ids, value_set=raw.catalogue["item_id"]).to_numpy(False)
+    return listed if unwanted is None else listed & ~unwanted
+
+
+def _filter(log: _Log, k_core: int, unwanted: np.ndarray | None, kept: np.ndarray) -> tuple[_Log, dict[str, int]]:
+    """What rules 2 to 4 leave, and how much they drop; of the items that are `kept`, interactions alone."""
     # Every name for a log keeps it in memory, and of 90 million interactions it takes 1.4 GB.
     read = len(log)
     if unwanted is not None:
@@ -167,6 +192,7 @@ def _filter(log: _Log, k_core: int, unwanted: np.ndarray | None) -> tuple[_Log, 
     unique = len(log)
     users, items = np.bincount(log.users), np.bincount(log.items)
     num_users, num_items = np.count_nonzero(users), np.count_nonzero(items)
+    droppable = (items > 0) & ~kept[: len(items)]
     while (few := (users < k_core)[log.users] | (items < k_core)[log.items]).any():
         users -= np.bincount(log.users[few], minlength=len(users))
         items -= np.bincount(log.items[few], minlength=len(items))
@@ -180,7 +206,7 @@ def _filter(log: _Log, k_core: int, unwanted: np.ndarray | None) -> tuple[_Log, 
         **({} if unwanted is None else {"interactions_with_other_domain": read - wanted}),
         "duplicate_interactions": wanted - unique,
         "k_core_users": int(num_users - np.count_nonzero(users)),
-        "k_core_items": int(num_items - np.count_nonzero(items)),
+        "k_core_items": int(np.count_nonzero(droppable & (items == 0))),
         "k_core_interactions": unique - len(log),
     }
 
@@ -244,16 +270,19 @@ def _first(kept: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.cumsum(steps[:-1], dtype=np.int8).view(bool)
 
 
-def _popularity_index(log: _Log, trained: np.ndarray, item_ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Item index (1..V) by code, 0 for items without interactions; and the codes in the order of the index.
+def _popularity_index(
+    log: _Log, trained: np.ndarray, item_ids: pa.StringArray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Item index (1..V) by code, 0 for items that are dropped; and the codes in the order of the index.
 
-    trained: bool [interactions], those of the training sequences.
+    trained: bool [interactions], those of the training sequences. kept: bool [item ids], those that stay if they have
+    no interactions, too.
     """
-    occurs = np.bincount(log.items, minlength=len(item_ids)) > 0
+    stays = (np.bincount(log.items, minlength=len(item_ids)) > 0) | kept
     popularity = np.bincount(log.items[trained], minlength=len(item_ids))
     _, id_rank = _by_id(item_ids)
     order = np.lexsort((id_rank, -popularity))
-    codes = order[occurs[order]]
+    codes = order[stays[order]]
     index = np.zeros(len(item_ids), np.int32)
     index[codes] = np.arange(1, len(codes) + 1, dtype=np.int32)
     return index, codes
