@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from accelerate import PartialState
 from bivrec.artefact import BiVRec, Tower, load
 from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
+from bivrec.data.info import FeatureSpec
 from bivrec.data.sketch import share_known
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
@@ -86,7 +87,7 @@ def recommender(
 ) -> NamedScorer:
     """What recommends items of `domain`: a Run, or else a published model, as of `named_scorers`.
 
-    The catalogue may have changed since a model with an ID view was trained (see `artefact.BiVRec`).
+    Catalogue and users may have changed since the training. What an ID view makes of that: see `artefact.BiVRec`.
     """
     if published is not None:
         model = load(published)
@@ -95,10 +96,14 @@ def recommender(
         return next(_published(domain, published, model, view, zero_shot))
     assert run is not None
     opened = Run.open(run)
-    changed = opened.info.domain["catalogue"] != domain_record(domain)["catalogue"]
-    if changed and "id" in opened.config.training.views and not zero_shot:
+    # Nothing is held out, so that users may have changed as well.
+    if zero_shot or opened.difference(domain) is None:
+        return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot))
+    if "id" in opened.config.training.views:
         return _of_run(_on_any_catalogue(domain, model_of_run(opened), view, name_of(run), "run"), opened)
-    return next(named_scorers(domain, [run], view=view, zero_shot=zero_shot))
+    found = next(_views(opened.load_multimodal(domain), view, name_of(run), "run", source_of_run(opened)))
+    found = replace(found, warnings=_reads_zeros(domain, opened.feature_specs, str(run)))
+    return _of_run(_with_new_items(found, len(set(domain.item_ids()) - set(opened.item_ids()))), opened)
 
 
 def _of_run(named: NamedScorer, run: Run) -> NamedScorer:
@@ -110,8 +115,12 @@ def _of_run(named: NamedScorer, run: Run) -> NamedScorer:
 
 def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:
     found = next(_views(model.attach(domain), view, name, kind, model.source))
-    new = model.num_new_items
-    return replace(found, name=f"{found.name}, {new:,} new item{'s' if new > 1 else ''}") if new else found
+    return _with_new_items(found, model.num_new_items)
+
+
+def _with_new_items(named: NamedScorer, count: int) -> NamedScorer:
+    """With the number of items that the model was not trained on in its name."""
+    return replace(named, name=f"{named.name}, {count:,} new item{'s' if count > 1 else ''}") if count else named
 
 
 def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, zero_shot: bool) -> Iterator[NamedScorer]:
@@ -138,7 +147,13 @@ def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, ze
 def _stranger(domain: Domain, tower: Tower, name: str, kind: str) -> NamedScorer:
     """The tower on a Domain that is not its own: it is `zero-shot`, unless it was trained on some of the items."""
     scorer = _scorer(zero_shot_model(domain, tower), "mm")
-    named = NamedScorer(f"{name} zero-shot", scorer, kind, tower.source, warnings=_reads_zeros(domain, tower))
+    named = NamedScorer(
+        f"{name} zero-shot",
+        scorer,
+        kind,
+        tower.source,
+        warnings=_reads_zeros(domain, tower.features, str(tower.source["name"])),
+    )
     share = share_known(domain, tower.item_sketch)
     if share <= UNKNOWN_ENOUGH:
         return named
@@ -150,14 +165,14 @@ def _stranger(domain: Domain, tower: Tower, name: str, kind: str) -> NamedScorer
     return replace(named, name=f"{name} {known}", not_zero_shot=advice)
 
 
-def _reads_zeros(domain: Domain, tower: Tower) -> tuple[str, ...]:
-    """A line if no item of the Domain has a modality that the tower reads."""
-    absent = absent_modalities(tower.features, domain)
+def _reads_zeros(domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> tuple[str, ...]:
+    """A line if no item of the Domain has a modality that the tower reads, which was trained on such features."""
+    absent = absent_modalities(features, domain)
     if not absent:
         return ()
-    left = " and ".join(name for name in tower.features if name not in absent)
+    left = " and ".join(name for name in features if name not in absent)
     return (
-        f"{tower.source['name']}: reads {' and '.join(tower.features)}, but no item of {domain.name} has "
+        f"{reader}: reads {' and '.join(features)}, but no item of {domain.name} has "
         f"{' or '.join(absent)}; it ranks by {left} alone",
     )
 
@@ -169,6 +184,9 @@ def _refuse_id(name: str, view: str) -> None:
 
 
 def _views(model: BiVRecNetwork, view: str, name: str, kind: str, source: dict[str, Any]) -> Iterator[NamedScorer]:
+    if view == "both" and len(model.views) == 1:
+        # By its name.
+        view = model.views[0]
     for ranked in rankable_views(model) if view == "all" else (view,):
         # To the digits that it was fit with.
         weight = round(float(model.id_weight), 6) if ranked == "both" and len(model.views) > 1 else None

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from stages import bivrec, config, succeed
+from stages import bivrec, config, items_of_split, succeed
 
 from bivrec.artefact import BiVRec
 from bivrec.data.domain import Domain, write_domain
@@ -19,6 +20,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.files import new_folder
 from bivrec.hub import publish
 from bivrec.pretrain import pretrain
+from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
 
@@ -92,6 +94,67 @@ def test_a_network_that_moves_keeps_the_catalogue(joint: Path, grown: Domain) ->
     histories = torch.tensor([[1, 2, 3]])
     expected = scores(model.scorer(), histories)
     torch.testing.assert_close(scores(model.to("cpu").scorer(), histories), expected)
+
+
+@pytest.fixture(scope="module")
+def multimodal(source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A Run without an ID view."""
+    trained = config(model={"repeat_bias": True}, training={"views": ["mm"]})
+    return pretrain(source, tmp_path_factory.mktemp("multimodal") / "run", trained)
+
+
+def test_a_run_of_the_multimodal_view_alone_ranks_what_it_knows_as_before(
+    multimodal: Run, source: Domain, grown: Domain, tmp_path: Path
+) -> None:
+    said, lists = [], []
+    for domain in (source, grown):
+        file = tmp_path / f"{domain.name}.csv"
+        options = ("--to", file, "--k", domain.num_items, "--split", "train", "--keep-seen")
+        said.append(succeed("recommend", domain.path, "--run", multimodal.path, *options))
+        lists.append(pd.read_csv(file).set_index(["user_id", "item_id"])["score"])
+    assert "run mm to" in said[0]
+    assert f"run mm, {len(NEW)} new items to" in said[1]
+    gone = set(source.item_ids()) - set(grown.item_ids())
+    # Of users who had none of what is gone.
+    spared = [user for user, items in items_of_split(source, "train").items() if gone.isdisjoint(items)]
+    before, now = (scores[scores.index.isin(spared, level="user_id")] for scores in lists)
+    assert len(spared) > 20
+    assert set(NEW) <= set(now.index.get_level_values("item_id"))
+    joined = before.to_frame("before").join(now.rename("now"), how="inner")
+    assert len(joined) == len(spared) * (source.num_items - GONE)
+    np.testing.assert_allclose(joined["now"], joined["before"], atol=1e-5)
+
+
+def test_a_run_of_the_multimodal_view_alone_says_what_it_does_not_have(
+    multimodal: Run, grown: Domain, tmp_path: Path
+) -> None:
+    options = ("--run", multimodal.path, "--to", tmp_path / "lists.csv")
+    assert "the model has only mm" in bivrec("recommend", grown.path, *options, "--view", "id").output
+    (multimodal.path / "results.json").rename(tmp_path / "results.json")
+    assert "run: not ended (step" in bivrec("recommend", grown.path, *options).stderr
+    (tmp_path / "results.json").rename(multimodal.path / "results.json")
+    # Its users may have been trained on.
+    refused = bivrec("evaluate", grown.path, "--run", multimodal.path)
+    assert "`bivrec recommend` ranks a catalogue that has changed" in refused.output
+
+
+@pytest.mark.parametrize("views", [["mm"], ["id", "mm"]])
+def test_other_users_may_be_recommended_to(source: Domain, tmp_path: Path, views: list[str]) -> None:
+    """Those who came since the training, to whom nothing is held out."""
+    run = pretrain(source, tmp_path / "run", config(training={"views": views, "steps": 1}))
+    sequences = {split: source.sequences(split) for split in SPLITS}
+    few = sequences["test"]
+    sequences["test"] = Sequences(few.offsets[:4], few.items[: few.offsets[3]], few.timestamps[: few.offsets[3]],
+                                  ["new-a", "new-b", "new-c"])  # fmt: skip
+    info = dataclasses.replace(source.info, users={**source.info.users, "test": 3}, features={}, files={})
+    with new_folder(tmp_path / "later") as staging:
+        write_domain(staging, info, sequences, source.item_table().data.table)
+    features = {name: source.features((name,)) for name in MODALITIES}
+    present = {name: table.any(1) for name, table in features.items()}
+    later = Domain.open(tmp_path / "later").with_features(features, present, source.info.features)
+    assert "was prepared anew" in bivrec("evaluate", later.path, "--run", run.path).output
+    succeed("recommend", later.path, "--run", run.path, "--to", tmp_path / "lists.csv")
+    assert set(pd.read_csv(tmp_path / "lists.csv")["user_id"]) == {"new-a", "new-b", "new-c"}
 
 
 @pytest.mark.parametrize("kind", ["--from-hub", "--run"])

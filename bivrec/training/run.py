@@ -129,33 +129,41 @@ class Run:
         return domain
 
     def check_domain(self, domain: Domain) -> None:
-        """Raise BivrecError unless a Domain has the catalogue and protocol of the training, and as many users and
-        interactions."""
+        """Raise BivrecError if a Domain differs from that of the training (see `difference`)."""
+        if found := self.difference(domain):
+            raise BivrecError(found)
+
+    def difference(self, domain: Domain) -> str | None:
+        """A line that says how a Domain differs from that of the training; None if it does not.
+
+        It must have the same catalogue and protocol, and as many users and interactions.
+        """
         record = domain_record(domain)
         if record["catalogue"] != self._catalogue:
             if set(domain.item_ids()) == set(self.item_ids()):
-                raise BivrecError(
+                return (
                     f"{domain.location}: has the items of the training of {self.path} (on {self.info.domain['path']}), "
                     f"but was prepared in another way ({record['protocol']} now, {self._protocol} then), so that its "
                     "users may be split otherwise; prepare it as it was, or train again"
                 )
-            raise BivrecError(
+            return (
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
                 f"not on those of {domain.location}; `bivrec recommend` ranks a catalogue that has changed, and "
                 "--zero-shot uses the tower alone"
             )
         # The same items may have other splits, in which users of the training are asked as if they were unknown.
         if record["protocol"] != self._protocol:
-            raise BivrecError(
+            return (
                 f"{domain.location}: was prepared anew since the training of {self.path}: {record['protocol']} now, "
                 f"{self._protocol} then; prepare it as it was, or train again"
             )
         for name, before in self._counts.items():
             if record[name] != before:
-                raise BivrecError(
+                return (
                     f"{domain.location}: was prepared anew since the training of {self.path}: {_told(record[name])} "
                     f"{name} now, {_told(before)} then; prepare it as it was, or train again"
                 )
+        return None
 
     def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRecNetwork:
         """The trained model on the Domain of its training.
@@ -163,6 +171,17 @@ class Run:
         Raises BivrecError if the Domain has another catalogue or other features, or the checkpoint is damaged.
         """
         self.check_domain(domain)
+        return self._model(domain, checkpoint)
+
+    def load_multimodal(self, domain: Domain) -> BiVRecNetwork:
+        """The trained model of the multimodal view alone, on any Domain: no weight of it belongs to an item.
+
+        Raises BivrecError if the Domain has other features, or the checkpoint is damaged.
+        """
+        assert self.config.training.views == ("mm",)
+        return self._model(domain, "best")
+
+    def _model(self, domain: Domain, checkpoint: str) -> BiVRecNetwork:
         model = fresh_model(self.config, domain, self.feature_specs, reader=str(self.path))
         load_checkpoint(self.checkpoint(checkpoint), model)
         return model
