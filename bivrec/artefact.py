@@ -89,7 +89,7 @@ class _Published:
 
     @property
     def catalogue(self) -> str:
-        """Checksum that identifies the items of the Domain of the training."""
+        """Checksum that identifies the items of the Domain of the training and their order."""
         return self._config.catalogue
 
     @property
@@ -331,7 +331,6 @@ class BiVRec(_Published):
 
     def _rows_of(self, domain: Domain) -> Tensor | None:
         """[V + 1]: row of the ID table for each item of the Domain, 0 for new ones; None: the catalogue is its own."""
-        # Not the checksum of the catalogue: its titles and texts may have changed, and the ID table knows ids alone.
         items = domain.item_ids()
         if items == self.item_ids:
             return None

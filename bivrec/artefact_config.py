@@ -41,7 +41,7 @@ class ArtefactConfig:
     num_items: int
     """V of the ID table; 0 without one."""
     catalogue: str
-    """Checksum that identifies the items of the Domain of the training."""
+    """Checksum that identifies the items of the Domain of the training and their order."""
 
     @property
     def feature_size(self) -> int:

@@ -13,7 +13,7 @@ import jinja2
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from bivrec.config import ModelConfig
-from bivrec.data.domain import ARROW_FILE
+from bivrec.data.domain import CATALOGUE_FILE, sequence_file
 from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, TEMPORAL, USER_SPLIT, DomainInfo, FeatureSpec
 from bivrec.terms import terms_of
 
@@ -136,9 +136,9 @@ def domain_card(name: str, info: DomainInfo) -> str:
             {
                 "config_name": "sequences",
                 "default": True,
-                "data_files": [{"split": split, "path": f"sequences/{split}/{ARROW_FILE}"} for split in splits],
+                "data_files": [{"split": split, "path": sequence_file(split)} for split in splits],
             },
-            {"config_name": "items", "data_files": [{"split": "items", "path": f"items/{ARROW_FILE}"}]},
+            {"config_name": "items", "data_files": [{"split": "items", "path": CATALOGUE_FILE}]},
         ],
     )
     dropped = [f"{count:,} {DROPPED_NAMES[reason]}" for reason, count in info.dropped.items() if count]

@@ -5,14 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from bivrec.data.domain import FEATURES_FILE, Domain
+from bivrec.data.domain import FEATURES_FILE, Domain, write_domain
 from bivrec.data.info import SPLITS, FeatureSpec
 from bivrec.data.prepare import prepare
+from bivrec.data.sequences import Sequences
 from bivrec.data.synthetic import DomainSize, World
 from bivrec.errors import BivrecError
 
@@ -54,6 +56,29 @@ def test_the_folder_opens_with_datasets_alone(small_domain):
     assert stored["train"][3]["items"] == sequences[3].tolist()
     assert stored["train"].features["items"].feature.dtype == "int32"
     assert small_domain.item_table()["item_id"][:] == small_domain.item_ids()
+
+
+def catalogue_of(ids, folder, info):
+    nothing = pa.nulls(sum(map(len, ids)), pa.string())
+    # Parts that begin inside of what they are made of, as slices do.
+    column = pa.chunked_array([pa.array(["before", *part])[1:] for part in ids], pa.string())
+    items = pa.table([column, nothing, nothing, nothing], ["item_id", "title", "text", "image"])
+    nobody = Sequences(np.array([0]), np.array([], np.int32), np.array([], np.int64), [])
+    folder.mkdir()
+    write_domain(folder, info, dict.fromkeys(SPLITS, nobody), items)
+    return Domain.open(folder).catalogue
+
+
+def test_the_catalogue_is_the_ids_in_their_order(small_domain, tmp_path):
+    found = [
+        catalogue_of(ids, tmp_path / str(place), small_domain.info)
+        for place, ids in enumerate(
+            [[["ab", "c", "é"]], [["ab"], ["c", "é"]], [["c", "ab", "é"]], [["a", "bc", "é"]], [["abc", "", "é"]],
+             [["ab", "c"]]]
+        )
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert len(set(found[1:])) == 5
 
 
 def test_features_of_both_modalities(domain):

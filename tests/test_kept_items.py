@@ -1,5 +1,6 @@
 """Items that the table of items lists and nobody has had: from the tables to the lists of recommendations."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,24 @@ def test_what_is_listed_after_the_training_is_ranked(shop: Path, tmp_path: Path)
     assert Domain.open(tmp_path / "domain").item_ids()[-1] == NEW[0]
     lists = recommended(tmp_path / "domain", tmp_path / "run", "--k", 19)
     assert (lists["item_id"] == NEW[0]).sum() == lists["user_id"].nunique()
+
+
+def test_a_title_that_is_mended_changes_nothing_for_a_run(shop: Path, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    shutil.copytree(shop, tables, ignore=shutil.ignore_patterns("kept"))
+    for step in ("train", "evaluate"):
+        prepare_shop(tables, tmp_path / "domain", "--keep-items", "--overwrite")
+        succeed("encode", tmp_path / "domain", "--text", "hashing", "--whiten")
+        if step == "train":
+            succeed("pretrain", tmp_path / "domain", "--to", tmp_path / "run", *settings(model=TEXT_ALONE))
+            items = (tables / "items.csv").read_text()
+            (tables / "items.csv").write_text(items.replace("lamp desk 5", "desk lamp 5"))
+    assert "run both" in succeed("evaluate", tmp_path / "domain", "--run", tmp_path / "run")
+    # Its tower is on its own Domain, still.
+    succeed("publish", tmp_path / "run", "--to", tmp_path / "tower", "--model", "tower")
+    said = succeed("evaluate", tmp_path / "domain", "--from-hub", tmp_path / "tower")
+    assert "tower mm" in said
+    assert "of these items" not in said
 
 
 @pytest.mark.parametrize("reader", ["tables", "amazon"])

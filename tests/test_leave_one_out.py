@@ -206,7 +206,7 @@ def test_other_splits_of_the_same_shop_are_refused(shop: Path, domain: Domain, r
     ):
         result = bivrec("evaluate", path, "--run", trained)
         assert result.exit_code == 1
-        assert f"but was prepared in another way ({protocols}), so that its users may be split" in result.stderr
+        assert f"was prepared anew since the training of {trained}: {protocols}; prepare it as it was" in result.stderr
 
 
 def test_the_protocol_is_part_of_what_a_run_was_trained_on(domain: Domain, tmp_path: Path) -> None:

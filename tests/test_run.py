@@ -5,12 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from stages import config, encode, new_run, same, untrained, weights
 
-from bivrec.data.domain import Domain, write_domain
+from bivrec.data.domain import FEATURES_FILE, Domain, write_domain
 from bivrec.data.info import SPLITS
+from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
 from bivrec.pretrain import pretrain
 from bivrec.training.run import Run
@@ -104,10 +106,11 @@ def test_not_a_run(tmp_path: Path, source: Domain) -> None:
     ("content", "message"),
     [
         ("", "not valid JSON"),
-        ('{"format_version": 1, "sta', "not valid JSON"),
+        ('{"format_version": 2, "sta', "not valid JSON"),
         ("[]", "format version None"),
-        ('{"format_version": 2}', "format version 2, this bivrec reads 1; upgrade bivrec"),
-        ('{"format_version": 1}', "not the description of a Run"),
+        ('{"format_version": 3}', "format version 3, this bivrec reads 2; upgrade bivrec"),
+        ('{"format_version": 1}', "format version 1, this bivrec reads 2; train again"),
+        ('{"format_version": 2}', "not the description of a Run"),
     ],
 )
 def test_damaged_description(copy: Run, content: str, message: str) -> None:
@@ -151,6 +154,7 @@ def test_spoilt_description(copy: Run, change: dict[str, Any], message: str) -> 
         {"domain": None},
         {"domain": {"catalogue": "x", "protocol": "user-split", "users": None}},
         {"domain": {"catalogue": "x", "protocol": "user-split", "users": {"train": "x"}, "interactions": {}}},
+        {"domain": {"catalogue": "x", "protocol": "user-split", "users": {}, "interactions": {}, "held_out": "y"}},
         {"features": {"text": {"size": 3}}},
     ],
 )
@@ -195,41 +199,77 @@ def test_another_catalogue_is_refused(pretrained: Run, target: Domain) -> None:
     assert str(target.path) in str(caught.value)
 
 
+def altered(
+    source: Domain, folder: Path, *, items: pa.Table | None = None, test: Sequences | None = None, **info: Any
+) -> Domain:
+    """A copy with other items or test users, which has the features of the source."""
+    sequences = {split: source.sequences(split) for split in SPLITS}
+    folder.mkdir()
+    shutil.copyfile(source.path / FEATURES_FILE, folder / FEATURES_FILE)
+    write_domain(
+        folder,
+        dataclasses.replace(source.info, **info),
+        sequences if test is None else {**sequences, "test": test},
+        source.item_table().data.table if items is None else items,
+    )
+    return Domain.open(folder)
+
+
 def test_the_same_items_in_another_order_are_told_as_another_preparation(
     pretrained: Run, source: Domain, tmp_path: Path
 ) -> None:
     """As another seed or split makes it, which orders them by popularity in other training sequences."""
-    sequences = {split: source.sequences(split) for split in SPLITS}
     table = source.item_table().data.table
-    write_domain(
-        tmp_path, dataclasses.replace(source.info, features={}), sequences, table.take([*range(1, len(table)), 0])
-    )
+    other = altered(source, tmp_path / "other", items=table.take([*range(1, len(table)), 0]))
     with pytest.raises(BivrecError) as caught:
-        pretrained.check_domain(Domain.open(tmp_path))
+        pretrained.check_domain(other)
     assert str(caught.value) == (
-        f"{tmp_path}: has the items of the training of {pretrained.path} (on {source.path}), but was prepared in "
-        "another way (user-split now, user-split then), so that its users may be split otherwise; prepare it as it "
-        "was, or train again"
+        f"{other.path}: was prepared anew since the training of {pretrained.path}: the items have another order now, "
+        "as other training users give them; prepare it as it was, or train again"
     )
+
+
+@pytest.mark.parametrize("column", ["title", "text", "image"])
+def test_what_is_told_of_the_items_may_change(pretrained: Run, source: Domain, tmp_path: Path, column: str) -> None:
+    """As when a spelling mistake is mended."""
+    table = source.item_table().data.table
+    mended = pa.array([*table[column].to_pylist()[:-1], "Mended"], pa.string())
+    items = table.set_column(table.column_names.index(column), column, mended)
+    domain = altered(source, tmp_path / "mended", items=items)
+    assert domain.catalogue == source.catalogue
+    assert same(dict(pretrained.load_model(domain).state_dict()), dict(pretrained.load_model(source).state_dict()))
+
+
+@pytest.mark.parametrize("others", ["users", "interactions"])
+def test_as_many_others_are_refused(pretrained: Run, source: Domain, tmp_path: Path, others: str) -> None:
+    """For whom the training users of before may be held out now."""
+    users = source.sequences("test")
+    test = (
+        dataclasses.replace(users, user_ids=[f"other-{user}" for user in users.user_ids])
+        if others == "users"
+        else dataclasses.replace(users, items=users.items[::-1].copy())
+    )
+    domain = altered(source, tmp_path / "anew", test=test)
+    with pytest.raises(
+        BivrecError, match=r"anew: was prepared anew since the training of .*: as many test users and i"
+    ):
+        pretrained.load_model(domain)
 
 
 def test_a_domain_that_was_prepared_anew_is_refused(pretrained: Run, source: Domain, tmp_path: Path) -> None:
     """With the same items, but without the last test user."""
-    sequences = {split: source.sequences(split) for split in SPLITS}
-    users = sequences["test"]
+    users = source.sequences("test")
     cut = users.offsets[-2]
-    sequences["test"] = dataclasses.replace(
+    fewer = dataclasses.replace(
         users,
         offsets=users.offsets[:-1],
         items=users.items[:cut],
         timestamps=users.timestamps[:cut],
         user_ids=users.user_ids[:-1],
     )
-    info = dataclasses.replace(source.info, users={**source.info.users, "test": len(users) - 1})
-    shutil.copytree(source.path, tmp_path / "anew", ignore=shutil.ignore_patterns("sequences", "items", "domain.json"))
-    write_domain(tmp_path / "anew", info, sequences, source.item_table().data.table)
+    domain = altered(source, tmp_path / "anew", test=fewer, users={**source.info.users, "test": len(users) - 1})
     with pytest.raises(BivrecError, match="anew: was prepared anew since the training of ") as caught:
-        pretrained.load_model(Domain.open(tmp_path / "anew"))
+        pretrained.load_model(domain)
     assert f"{len(users) - 1} test users now" in str(caught.value)
     assert f"{len(users)} test then" in str(caught.value)
 

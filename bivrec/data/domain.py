@@ -11,6 +11,7 @@ Item index 0 is padding; indices 1..V go by decreasing number of interactions in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -156,6 +157,11 @@ class Domain:
         """Rows of item_id, title, text, image; row k is item index k + 1."""
         return datasets.load_from_disk(str(self.path / "items"), keep_in_memory=False)
 
+    @property
+    def catalogue(self) -> str:
+        """SHA-256 of the item ids in their order, which is what an index means; titles and texts may change."""
+        return _checksum(self.item_table().data.table["item_id"])
+
     def item_ids(self) -> list[str]:
         """Item ids; entry k is item index k + 1."""
         ids: list[str] = self.item_table().data.table["item_id"].to_pylist()
@@ -262,6 +268,11 @@ def write_domain(folder: Path, info: DomainInfo, sequences: Mapping[str, Sequenc
     write_info(folder, dataclasses.replace(info, files=records))
 
 
+def sequence_file(split: str) -> str:
+    """The file of a split's sequences in the folder of a Domain."""
+    return f"sequences/{split}/{ARROW_FILE}"
+
+
 def _fetch(domain_class: type[Domain], location: str) -> Domain:
     fetched = fetch(location.removeprefix(HUB_PREFIX), PUBLISHED_FILES, "dataset")
     if fetched.commit is None:
@@ -313,6 +324,16 @@ def _save_table(table: pa.Table, folder: Path) -> None:
     }
     write_json(folder / "state.json", state)
     write_json(folder / "dataset_info.json", {"features": datasets.Features.from_arrow_schema(table.schema).to_dict()})
+
+
+def _checksum(strings: pa.ChunkedArray) -> str:
+    """SHA-256 of the lengths of strings and then of their bytes, however Arrow lays them out."""
+    digest = hashlib.sha256(pc.binary_length(strings).to_numpy().astype("<i4"))
+    for chunk in strings.chunks:
+        _, offsets, content = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int32)[chunk.offset :][: len(chunk) + 1]
+        digest.update(memoryview(content)[ends[0] : ends[-1]])
+    return digest.hexdigest()
 
 
 def _record(path: Path) -> FileRecord:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
-from bivrec.data.domain import CATALOGUE_FILE, Domain
+from bivrec.data.domain import Domain, sequence_file
 from bivrec.data.info import FeatureSpec, feature_spec, wrong_field
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
@@ -28,7 +28,8 @@ from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.results import Results, checked_results
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+HELD_OUT = ("validation", "test")
 ITEMS_FILE = "items.json"
 MARKS = ("run.json",)
 """Files that every folder of a Run holds."""
@@ -43,7 +44,7 @@ class RunInfo:
     """`pretrain` or `finetune`."""
     config: dict[str, Any]
     domain: dict[str, Any]
-    """Name, path (or `hub:ORG/NAME@commit`) and checksum of the Domain, and its counts."""
+    """Of the Domain name, path (or `hub:ORG/NAME@commit`), what identifies it, and its counts (see `domain_record`)."""
     features: dict[str, Any]
     """Modality -> feature specification that the multimodal view reads."""
     started_from: dict[str, Any] | None
@@ -73,6 +74,7 @@ class Run:
             name: {split: int(count) for split, count in info.domain[name].items()}
             for name in ("users", "interactions")
         }
+        self._held_out = {split: str(checksum) for split, checksum in info.domain["held_out"].items()}
 
     @classmethod
     def create(cls, path: Path, info: RunInfo, item_ids: Sequence[str], overwrite: bool = False) -> Run:
@@ -99,8 +101,10 @@ class Run:
         values = read_json(path / "run.json")
         version = values.get("format_version") if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
+            older = isinstance(version, int) and version < FORMAT_VERSION
             raise BivrecError(
-                f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; upgrade bivrec"
+                f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; "
+                f"{'train again' if older else 'upgrade bivrec'}"
             )
         try:
             run = cls(path, RunInfo(**values))
@@ -136,33 +140,36 @@ class Run:
     def difference(self, domain: Domain) -> str | None:
         """A line that says how a Domain differs from that of the training; None if it does not.
 
-        It must have the same catalogue and protocol, and as many users and interactions.
+        It must have the same items in the same order, protocol and held-out sequences, and as many users and
+        interactions.
         """
         record = domain_record(domain)
-        if record["catalogue"] != self._catalogue:
-            if set(domain.item_ids()) == set(self.item_ids()):
-                return (
-                    f"{domain.location}: has the items of the training of {self.path} (on {self.info.domain['path']}), "
-                    f"but was prepared in another way ({record['protocol']} now, {self._protocol} then), so that its "
-                    "users may be split otherwise; prepare it as it was, or train again"
-                )
+        reordered = record["catalogue"] != self._catalogue
+        if reordered and set(domain.item_ids()) != set(self.item_ids()):
             return (
                 f"{self.path} was trained on the items of {self.info.domain['name']} ({self.info.domain['path']}), "
                 f"not on those of {domain.location}; `bivrec recommend` ranks a catalogue that has changed, and "
                 "--zero-shot uses the tower alone"
             )
-        # The same items may have other splits, in which users of the training are asked as if they were unknown.
+        change = self._change(record, reordered)
+        return change and (
+            f"{domain.location}: was prepared anew since the training of {self.path}: {change}; prepare it as it was, "
+            "or train again"
+        )
+
+    def _change(self, record: Mapping[str, Any], reordered: bool) -> str | None:
+        """What is different in the record of a Domain with the same items."""
+        # Users of the training could be asked as if they were unknown.
         if record["protocol"] != self._protocol:
-            return (
-                f"{domain.location}: was prepared anew since the training of {self.path}: {record['protocol']} now, "
-                f"{self._protocol} then; prepare it as it was, or train again"
-            )
+            return f"{record['protocol']} now, {self._protocol} then"
         for name, before in self._counts.items():
             if record[name] != before:
-                return (
-                    f"{domain.location}: was prepared anew since the training of {self.path}: {_told(record[name])} "
-                    f"{name} now, {_told(before)} then; prepare it as it was, or train again"
-                )
+                return f"{_told(record[name])} {name} now, {_told(before)} then"
+        if reordered:
+            return "the items have another order now, as other training users give them"
+        for split in HELD_OUT:
+            if record["held_out"][split] != self._held_out.get(split):
+                return f"as many {split} users and interactions as then, but others"
         return None
 
     def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRecNetwork:
@@ -256,11 +263,15 @@ def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSp
 
 
 def domain_record(domain: Domain) -> dict[str, Any]:
-    """What a Run or an artefact records of a Domain; `catalogue` identifies its items and their order."""
+    """What a Run or an artefact records of a Domain.
+
+    catalogue: identifies its items and their order. held_out: checksums of the sequences of validation and test.
+    """
     return {
         "name": domain.name,
         "path": str(domain.path.resolve()) if domain.repository is None else domain.location,
-        "catalogue": domain.info.files[CATALOGUE_FILE].sha256,
+        "catalogue": domain.catalogue,
+        "held_out": {split: domain.info.files[sequence_file(split)].sha256 for split in HELD_OUT},
         "num_items": domain.num_items,
         "protocol": domain.info.protocol,
         "cutoffs": domain.info.cutoffs,
