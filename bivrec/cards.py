@@ -35,6 +35,7 @@ FLOOR_NAMES = {
     "recent-content-knn": "content-kNN, recent items weighted",
 }
 DROPPED_NAMES = {
+    "rated_below": "interactions rated below the least rating",
     "outside_period": "interactions outside of the set's period",
     "interactions_with_other_domain": "interactions with items of another Domain",
     "duplicate_interactions": "repeated interactions",

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -71,6 +72,25 @@ def test_layouts(tmp_path, reviews, item, write, suffix):
     [row] = raw.catalogue.to_pylist()
     assert row["title"] == "Pen & Ink"
     assert row["text"] == "Pen & Ink. Acme. Office, Pens, Ink. It's fine"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    "reviews", [REVIEWS_2014, [{**row, "rating": 3 * k + 2} for k, row in enumerate(REVIEWS_2023)]]
+)
+def test_a_least_rating(tmp_path, reviews, suffix):
+    path = tmp_path / f"reviews.{suffix}"
+    if suffix == "jsonl":
+        lines(path, reviews)
+    else:
+        (pq.write_table if suffix == "parquet" else pa_csv.write_csv)(pa.Table.from_pylist(reviews), path)
+    every, liked = read_amazon([path]), read_amazon([path], min_rating=5)
+    kept = [next(row for row in as_rows(every) if row[1] == ("B1" if reviews is REVIEWS_2014 else "B2"))]
+    assert as_rows(liked) == kept
+    assert len(liked.item_ids) == 1
+    assert (liked.dropped, liked.source["min_rating"]) == ({"rated_below": 1}, 5)
+    with pytest.raises(BivrecError, match=r"no interaction is rated 5\.5 or more, the highest 5; lower --min-rating"):
+        read_amazon([path], min_rating=5.5)
 
 
 def test_metadata_of_what_nobody_reviewed(tmp_path):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from bivrec.cards import domain_card
 from bivrec.cli import main
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
@@ -93,6 +94,28 @@ def test_a_column_has_one_role(run, interactions_csv, tmp_path, role):
 def test_columns_of_items_are_for_items(run, interactions_csv, tmp_path):
     result = run("tables", "--interactions", interactions_csv, "--to", tmp_path / "d", "--title-column", "title")
     assert (result.exit_code, result.output) == (1, "Error: leave --title-column out: of no use without --items\n")
+
+
+def test_a_least_rating(run, tmp_path):
+    rows = "\n".join(f"{user},i{item},{item},{item}" for user in range(5) for item in range(5))
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp,stars\n" + rows)
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{item},Title\n" for item in range(5)))
+    tables = ("tables", "--interactions", tmp_path / "t.csv", "--items", tmp_path / "items.csv", "--k-core", 0)
+    rated = ("--rating-column", "stars", "--min-rating", 2)
+    result = run(*tables, *rated, "--to", tmp_path / "d")
+    assert result.exit_code == 0, result.output
+    assert "rated below 2 (left out): 10 interactions" in result.output
+    assert "2 items without interactions" in result.output
+    info = Domain.open(tmp_path / "d").info
+    assert (info.num_items, info.num_interactions, info.source["min_rating"]) == (3, 15, 2)
+    card = domain_card("shop", info)
+    assert "An interaction is a rating of 2 or more; lower ones were dropped first." in card
+    assert "10 interactions rated below the least rating" in card
+    # Items that are rated below alone are those that nobody has.
+    assert run(*tables, *rated, "--keep-items", "--to", tmp_path / "kept").exit_code == 0
+    assert Domain.open(tmp_path / "kept").item_ids() == ["i2", "i3", "i4", "i0", "i1"]
+    result = run(*tables, "--rating-column", "stars", "--to", tmp_path / "no")
+    assert result.output == "Error: leave --rating-column out: of no use without --min-rating\n"
 
 
 def test_movielens(run, tmp_path):

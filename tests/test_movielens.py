@@ -42,6 +42,16 @@ def test_layouts(tmp_path, files, encoding):
     ]
 
 
+@pytest.mark.parametrize("files", [CSV, DAT, HUNDRED_K])
+def test_a_least_rating(tmp_path, files):
+    raw = read_movielens(unpack(tmp_path, files), min_rating=3.5)
+    assert raw.user_ids.take(raw.users).to_pylist() == ["1"]
+    assert raw.item_ids.to_pylist() == ["10"]
+    # The item of whom no rating is left is still one of the set's.
+    assert raw.catalogue["item_id"].to_pylist() == ["10", "11"]
+    assert raw.dropped == {"rated_below": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -260,6 +260,50 @@ def test_a_column_has_one_role(roles, message):
         Columns(**roles)
 
 
+def stars(path, suffix, stars, **others):
+    count = len(stars)
+    columns = {"user_id": [f"u{k}" for k in range(count)], "item_id": ["x", "y"] * (count // 2), **others}
+    return write(pa.table({**columns, "timestamp": range(count), "stars": stars}), path / f"t.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("of_type", [int, float])
+def test_a_least_rating(tmp_path, suffix, of_type):
+    ratings = list(map(of_type, [5, 1, 4, 3, 3, 2]))
+    path = stars(tmp_path, suffix, ratings, part=["train", "train", "val", "test", "test", "train"])
+    raw = read_tables(path, columns=Columns(rating="stars", split="part"), min_rating=3)
+    assert as_rows(raw) == [("u0", "x", 0), ("u2", "x", 2), ("u3", "y", 3), ("u4", "x", 4)]
+    assert raw.user_ids.to_pylist() == ["u0", "u2", "u3", "u4"]
+    assert raw.splits.tolist() == [0, 1, 2, 2]
+    assert raw.dropped == {"rated_below": 2}
+    assert read_tables(path, columns=Columns(rating="stars")).dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "ratings", "fault"),
+    [
+        ("csv", ["5", "good"], r"t\.csv: .*Row #3.* 'good'"),
+        ("jsonl", ["5", "4"], r"t\.jsonl: row 1: stars '5': expected a number; mend the row"),
+        ("jsonl", [5.0, 2**60], r"t\.jsonl: row 2: stars '1152921504606846976': expected a number"),
+        ("parquet", ["5", "4"], r"t\.parquet: column 'stars' is of type string: expected a number"),
+        ("parquet", [5.0, None], r"t\.parquet: row 2: stars is empty: expected a number"),
+        ("parquet", [float("nan"), 1.0], r"t\.parquet: row 1: stars is empty: expected a number"),
+        ("parquet", [1, 2], r"no interaction is rated 3 or more, the highest 2; lower --min-rating"),
+    ],
+)
+def test_ratings_that_cannot_be_compared(tmp_path, suffix, ratings, fault):
+    if suffix == "jsonl":
+        rows = [{"user_id": "u", "item_id": "x", "timestamp": 1, "stars": value} for value in ratings]
+        path = tmp_path / "t.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path = stars(tmp_path, suffix, ratings)
+    with pytest.raises(BivrecError, match=fault):
+        read_tables(path, columns=Columns(rating="stars"), min_rating=3)
+    with pytest.raises(BivrecError, match="'rating'"):
+        read_tables(path, min_rating=3)
+
+
 def test_split_column(interactions_csv, tmp_path):
     table = pa_csv.read_csv(interactions_csv)
     names = {"u0": "valid", "u1": "test"}

@@ -25,6 +25,10 @@ keep_items_option = click.option(
     "their content. Those that the k-core leaves without interactions stay as well.",
 )  # fmt: skip
 
+min_rating_option = click.option(
+    "--min-rating", type=float, help="Leave out interactions rated below it.  [default: any rating is an interaction]"
+)
+
 
 def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     from bivrec.data.info import check_name
@@ -88,29 +92,36 @@ def _domain_options(command: Command) -> Command:
 @click.argument("folder", type=FOLDER)
 @click.option("--texts", type=FOLDER, help="Table with columns item_id and text, to add to titles and genres.")
 @images_option
+@min_rating_option
 @keep_items_option
 @_domain_options
-def movielens(folder: Path, texts: Path | None, images: Path | None, **options: Any) -> None:
+def movielens(folder: Path, texts: Path | None, images: Path | None, min_rating: float | None, **options: Any) -> None:
     """Prepare an unpacked MovieLens set: 100K, 1M, 10M, 20M, 25M, 32M or latest. Images are named by movie id."""
     from bivrec.data.movielens import read_movielens
 
-    _prepare(partial(read_movielens, folder, texts=texts, images=images), **options)
+    _prepare(partial(read_movielens, folder, texts=texts, images=images, min_rating=min_rating), **options)
 
 
 @prepare.command()
 @click.option("--reviews", required=True, multiple=True, type=FOLDER, help="File of reviews; may be given repeatedly.")
 @click.option("--metadata", multiple=True, type=FOLDER, help="File of item metadata; may be given repeatedly.")
 @images_option
+@min_rating_option
 @keep_items_option
 @_domain_options
 def amazon(
-    reviews: tuple[Path, ...], metadata: tuple[Path, ...], images: Path | None, keep_items: bool, **options: Any
+    reviews: tuple[Path, ...],
+    metadata: tuple[Path, ...],
+    images: Path | None,
+    min_rating: float | None,
+    keep_items: bool,
+    **options: Any,
 ) -> None:
     """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines, Parquet or CSV. Images are named by asin."""
     from bivrec.data.amazon import read_amazon
 
     refuse_unused(("keep_items",), "--metadata", metadata)
-    read = partial(read_amazon, reviews, metadata, images=images, keep_items=keep_items)
+    read = partial(read_amazon, reviews, metadata, images=images, keep_items=keep_items, min_rating=min_rating)
     _prepare(read, keep_items=keep_items, **options)
 
 
@@ -144,16 +155,22 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
               help="Texts, in the items; repeatable.  [default: text, if there is one, else the title]")  # fmt: skip
 @click.option("--image-column",
               help="Files of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
+@click.option("--rating-column", help="Ratings, in the interactions, for --min-rating.  [default: rating]")
+@min_rating_option
 @keep_items_option
 @_domain_options
-def tables(interactions: Path, items: Path | None, images: Path | None, **options: Any) -> None:
+def tables(
+    interactions: Path, items: Path | None, images: Path | None, min_rating: float | None, **options: Any
+) -> None:
     """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""
     from bivrec.data.tables import Columns, read_tables
 
     refuse_unused(("title_column", "text_column", "image_column", "keep_items"), "--items", items)
+    refuse_unused(("rating_column",), "--min-rating", min_rating is not None)
     names = [name for name in options if name.endswith("_column")]
     columns = Columns(**{name.removesuffix("_column"): options.pop(name) for name in names})
-    _prepare(partial(read_tables, interactions, items, images=images, columns=columns), **options)
+    read = partial(read_tables, interactions, items, images=images, columns=columns, min_rating=min_rating)
+    _prepare(read, **options)
 
 
 @prepare.command()

@@ -64,6 +64,8 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
             "  of users who begin too late for any split (left out): "
             f"{dropped['interactions_without_history']:,} interactions"
         )
+    if "rated_below" in dropped:
+        click.echo(f"  rated below {info.source['min_rating']:g} (left out): {dropped['rated_below']:,} interactions")
     if "outside_period" in dropped:
         click.echo(f"  outside of the set's period (left out): {dropped['outside_period']:,} interactions")
     click.echo(f"  without text: {info.missing['text']:,} items; without image: {info.missing['image']:,} items")

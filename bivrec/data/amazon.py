@@ -1,6 +1,7 @@
 """Reader of the Amazon review sets of 2014, 2018 and 2023 (https://amazon-reviews-2023.github.io and its forerunners).
 
-Every review is an interaction, whatever its rating. An item's text is its title, brand, categories and description.
+Every review is an interaction, whatever its rating, unless a least one is asked for. An item's text is its title,
+brand, categories and description.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bivrec.data.columns import ID, PARQUET, TIME, column_names, kind_of, read_columns, read_json_lines
-from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.data.columns import ID, NUMBER, PARQUET, TIME, column_names, kind_of, read_columns, read_json_lines
+from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
 # User, item, time (2023: in milliseconds; 2014 and 2018: in seconds).
 REVIEW_COLUMNS = (("user_id", "parent_asin", "timestamp"), ("reviewerID", "asin", "unixReviewTime"))
+RATING_COLUMNS = dict(zip(REVIEW_COLUMNS, ("rating", "overall"), strict=True))
 ITEM_KEYS = ("parent_asin", "asin")
 # Each line is the fields of which the sets use one.
 TEXT_KEYS = (("title",), ("brand", "store"), ("categories", "category"), ("description",))
@@ -30,21 +32,28 @@ TAG = re.compile(r"<[^<>]*>")
 
 
 def read_amazon(
-    reviews: Sequence[Path], metadata: Sequence[Path] = (), *, images: Path | None = None, keep_items: bool = False
+    reviews: Sequence[Path],
+    metadata: Sequence[Path] = (),
+    *,
+    images: Path | None = None,
+    keep_items: bool = False,
+    min_rating: float | None = None,
 ) -> RawData:
     """Read JSON lines (also with .gz), Parquet, or CSV with a header; several files are read one after another.
 
     The metadata of 2014 may be Python literals instead of JSON. An item's image is the file of `images` named by its
     asin. The catalogue is that of the items that were reviewed, or with `keep_items` of all in the metadata.
-    Raises BivrecError naming the file and row of the first fault, and for reviews of 2023 beside older ones.
+    Interactions rated below `min_rating` are left out.
+    Raises BivrecError naming the file and row of the first fault, for reviews of 2023 beside older ones, and if no
+    interaction is left.
     """
     layouts = [_layout(path) for path in reviews]
     _check_alike(reviews, layouts)
-    parts = [_read_reviews(path, layout) for path, layout in zip(reviews, layouts, strict=True)]
+    parts = [_read_reviews(path, layout, min_rating is not None) for path, layout in zip(reviews, layouts, strict=True)]
     table = pa.concat_tables(parts).unify_dictionaries()
     users, user_ids = encode_ids(table["user"])
     items, item_ids = encode_ids(table["item"])
-    return RawData(
+    raw = RawData(
         users=users,
         items=items,
         timestamps=table["timestamp"].to_numpy(),
@@ -58,6 +67,7 @@ def read_amazon(
         catalogue=_read_metadata(metadata, None if keep_items else set(item_ids.to_pylist())) if metadata else None,
         images=images,
     )
+    return raw if min_rating is None else only_rated(raw, table["rating"], min_rating)
 
 
 def _layout(path: Path) -> tuple[str, str, str]:
@@ -84,10 +94,11 @@ def _check_alike(paths: Sequence[Path], layouts: Sequence[tuple[str, str, str]])
         )
 
 
-def _read_reviews(path: Path, layout: tuple[str, str, str]) -> pa.Table:
+def _read_reviews(path: Path, layout: tuple[str, str, str], rated: bool) -> pa.Table:
     user, item, timestamp = layout
-    table = read_columns(path, {user: ID, item: ID, timestamp: TIME})
-    return table.rename_columns(["user", "item", "timestamp"])
+    ratings = {RATING_COLUMNS[layout]: NUMBER} if rated else {}
+    table = read_columns(path, {user: ID, item: ID, timestamp: TIME, **ratings})
+    return table.rename_columns(["user", "item", "timestamp", "rating"][: table.num_columns])
 
 
 def _read_metadata(paths: Sequence[Path], wanted: set[str] | None) -> pa.Table:

@@ -29,12 +29,14 @@ ID = pa.dictionary(pa.int32(), pa.string())
 TEXT = pa.string()
 TIME = pa.int64()
 INTEGER = pa.int32()
-BITS = {TIME: 63, INTEGER: 31}
+NUMBER = pa.float64()
+BITS = {TIME: 63, INTEGER: 31, NUMBER: 53}
 """Of the greatest value, without its sign."""
 EXPECTED = {
     ID: "an id (a string or an integer)",
     TIME: EXPECTED_TIME,
     INTEGER: "an integer",
+    NUMBER: "a number",
     TEXT: "a string",
 }
 
@@ -54,9 +56,9 @@ def read_columns(
 ) -> pa.Table:
     """The required columns and those of the optional ones that there are.
 
-    Ids and timestamps must not be empty. A timestamp is an integer, which is kept, or seconds with a fraction, or a
-    date, of such a type or as text of ISO 8601. Dates become seconds since 1970, UTC. Where any date or number of the
-    column has a fraction of a second, in whatever part, all its times become microseconds since 1970.
+    Only texts may be empty. A timestamp is an integer, which is kept, or seconds with a fraction, or a date, of such a
+    type or as text of ISO 8601. Dates become seconds since 1970, UTC. Where any date or number of the column has a
+    fraction of a second, in whatever part, all its times become microseconds since 1970.
     Raises BivrecError if a file cannot be read, a required column is missing, a value is of the wrong kind, or some
     timestamps are dates and some numbers.
     """
@@ -232,7 +234,7 @@ def _read_json(path: Path, types: Mapping[str, pa.DataType], required: Sequence[
 def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], str]) -> pa.Array | pa.ChunkedArray:
     if kind == TIME:
         return _json_times(values, where)
-    if kind == INTEGER:
+    if kind in (INTEGER, NUMBER):
         return pa.array(values, kind)
     strings = _strings(values)
     return strings.dictionary_encode() if kind == ID else strings
@@ -264,7 +266,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
         return abs(value) < 2.0**63
     if isinstance(value, bool) or (isinstance(value, int) and kind in BITS and value.bit_length() > BITS[kind]):
         return False
-    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str, INTEGER: int}[kind])
+    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str, INTEGER: int, NUMBER: int | float}[kind])
 
 
 def _stacked(tables: Sequence[pa.Table], types: Mapping[str, pa.DataType], places: Sequence[str]) -> pa.Table:
@@ -297,6 +299,8 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
         if kind != ID and pa.types.is_dictionary(column.type):
             # Categories of pandas.
             column = column.cast(column.type.value_type)
+        if kind == NUMBER and pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
             raise _empty(path, row, name, kind)
@@ -337,7 +341,9 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     if kind == TIME and (pa.types.is_timestamp(found) or pa.types.is_date(found)):
         # Nanoseconds are cut off.
         return column.cast(DATES, safe=pa.types.is_date(found) or found.unit != "ns")
-    if kind in (TIME, INTEGER) and pa.types.is_integer(found):
+    if kind in (TIME, INTEGER, NUMBER) and pa.types.is_integer(found):
+        return column.cast(kind)
+    if kind == NUMBER and (pa.types.is_floating(found) or pa.types.is_decimal(found)):
         return column.cast(kind)
     if kind == ID and (is_text or pa.types.is_integer(found)):
         return column.dictionary_encode().cast(ID)

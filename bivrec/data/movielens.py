@@ -1,18 +1,19 @@
 """Reader of the MovieLens sets (https://grouplens.org/datasets/movielens), as they are when unpacked.
 
-Every rating is an interaction, whatever its value. The text of a movie is its title and genres.
+Every rating is an interaction, whatever its value, unless a least one is asked for. The text of a movie is its title
+and genres.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bivrec.data.columns import ID, INTEGER, TEXT, TIME, read_columns, read_delimited
-from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.data.columns import ID, INTEGER, NUMBER, TEXT, TIME, read_columns, read_delimited
+from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
 # Flags 6-24 of u.item, in the order of u.genre.
@@ -39,15 +40,22 @@ GENRES_100K = [
 ]
 NO_GENRES = ("", "unknown", "(no genres listed)")
 
+COLUMNS = {"user": INTEGER, "item": INTEGER, "timestamp": TIME}
+NAMES_OF_CSV = {"user": "userId", "item": "movieId"}
+
+Types = Mapping[str, pa.DataType]
 Movie = tuple[str, str, list[str]]
 """Id, title, genres."""
 
 
-def read_movielens(folder: Path, *, texts: Path | None = None, images: Path | None = None) -> RawData:
+def read_movielens(
+    folder: Path, *, texts: Path | None = None, images: Path | None = None, min_rating: float | None = None
+) -> RawData:
     """Read 100K (u.data), 1M and 10M (ratings.dat), 20M, 25M, 32M and the latest sets (ratings.csv).
 
     `texts` (columns item_id, text) is added to the texts of the movies; an image is the file of `images` that is
-    named by the movie's id. Raises BivrecError if the folder holds none of these sets, or a row is damaged.
+    named by the movie's id. Interactions rated below `min_rating` are left out.
+    Raises BivrecError if the folder holds none of these sets, a row is damaged, or no interaction is left.
     """
     for ratings, movies, reader in (
         ("u.data", "u.item", _read_100k),
@@ -55,7 +63,8 @@ def read_movielens(folder: Path, *, texts: Path | None = None, images: Path | No
         ("ratings.csv", "movies.csv", _read_csv),
     ):
         if (folder / ratings).is_file() and (folder / movies).is_file():
-            table, listed = reader(folder / ratings, folder / movies)
+            columns = {**COLUMNS, "rating": NUMBER} if min_rating is not None else COLUMNS
+            table, listed = reader(folder / ratings, folder / movies, columns)
             break
     else:
         raise BivrecError(
@@ -67,7 +76,7 @@ def read_movielens(folder: Path, *, texts: Path | None = None, images: Path | No
     source = {"reader": "movielens", "interactions": ratings, "items": movies}
     if texts:
         source["texts"] = texts.name
-    return RawData(
+    raw = RawData(
         users=users,
         items=items,
         timestamps=table["timestamp"].to_numpy(),
@@ -77,38 +86,38 @@ def read_movielens(folder: Path, *, texts: Path | None = None, images: Path | No
         catalogue=_catalogue(listed, texts),
         images=images,
     )
+    return raw if min_rating is None else only_rated(raw, table["rating"], min_rating)
 
 
-def _read_100k(ratings: Path, movies: Path) -> tuple[pa.Table, list[Movie]]:
+def _read_100k(ratings: Path, movies: Path, columns: Types) -> tuple[pa.Table, list[Movie]]:
     def parse(fields: list[str]) -> Movie:
         flags = fields[5:]
         genres = [genre for genre, flag in zip(GENRES_100K, flags, strict=True) if flag == "1"]
         return fields[0], fields[1], genres
 
     names = ("user", "item", "rating", "timestamp")
-    return _read_ratings(ratings, "\t", names), _read_movies(movies, "|", 5 + len(GENRES_100K), parse)
+    return _read_ratings(ratings, "\t", names, columns), _read_movies(movies, "|", 5 + len(GENRES_100K), parse)
 
 
-def _read_dat(ratings: Path, movies: Path) -> tuple[pa.Table, list[Movie]]:
+def _read_dat(ratings: Path, movies: Path, columns: Types) -> tuple[pa.Table, list[Movie]]:
     def parse(fields: list[str]) -> Movie:
         return fields[0], fields[1], fields[2].split("|")
 
     # To a reader of one-character delimiters, `::` encloses an empty column.
     names = ("user", "empty1", "item", "empty2", "rating", "empty3", "timestamp")
-    return _read_ratings(ratings, ":", names), _read_movies(movies, "::", 3, parse)
+    return _read_ratings(ratings, ":", names, columns), _read_movies(movies, "::", 3, parse)
 
 
-def _read_csv(ratings: Path, movies: Path) -> tuple[pa.Table, list[Movie]]:
-    columns = {"userId": INTEGER, "movieId": INTEGER, "timestamp": TIME}
-    table = read_delimited(ratings, columns, required=tuple(columns), delimiter=",")
+def _read_csv(ratings: Path, movies: Path, columns: Types) -> tuple[pa.Table, list[Movie]]:
+    named = {NAMES_OF_CSV.get(name, name): kind for name, kind in columns.items()}
+    table = read_delimited(ratings, named, required=tuple(named), delimiter=",")
     listed = read_columns(movies, {"movieId": ID, "title": TEXT, "genres": TEXT}).to_pylist()
-    return table.rename_columns(["user", "item", "timestamp"]), [
+    return table.rename_columns(list(columns)), [
         (row["movieId"], row["title"] or "", (row["genres"] or "").split("|")) for row in listed
     ]
 
 
-def _read_ratings(path: Path, delimiter: str, names: tuple[str, ...]) -> pa.Table:
-    columns = {"user": INTEGER, "item": INTEGER, "timestamp": TIME}
+def _read_ratings(path: Path, delimiter: str, names: tuple[str, ...], columns: Types) -> pa.Table:
     return read_delimited(path, columns, required=tuple(columns), delimiter=delimiter, names=names)
 
 

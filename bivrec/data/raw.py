@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.data.domain import ITEM_COLUMNS
+from bivrec.errors import BivrecError
 
 Column: TypeAlias = "pa.Array | pa.ChunkedArray | list[str | None]"
 
@@ -44,6 +45,36 @@ def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
     """Codes (int32 [n]) and the id of every code, for a column of strings or integers without nulls."""
     encoded = column.dictionary_encode().combine_chunks()
     return encoded.indices.to_numpy(), encoded.dictionary.cast(pa.string())
+
+
+def only_rated(raw: RawData, ratings: pa.ChunkedArray, least: float) -> RawData:
+    """The interactions with a rating [n] of `least` or more; what has no others is left out.
+
+    Raises BivrecError if there are none.
+    """
+    kept = pc.greater_equal(ratings, least).to_numpy()
+    if len(kept) and not kept.any():
+        highest = pc.max(ratings).as_py()
+        raise BivrecError(f"no interaction is rated {least:g} or more, the highest {highest:g}; lower --min-rating")
+    user_codes, users = _used(raw.users[kept], len(raw.user_ids))
+    item_codes, items = _used(raw.items[kept], len(raw.item_ids))
+    return replace(
+        raw,
+        users=user_codes,
+        items=item_codes,
+        timestamps=raw.timestamps[kept],
+        user_ids=raw.user_ids.filter(pa.array(users)),
+        item_ids=raw.item_ids.filter(pa.array(items)),
+        source={**raw.source, "min_rating": least},
+        splits=None if raw.splits is None else raw.splits[users],
+        dropped={**raw.dropped, "rated_below": int((~kept).sum())},
+    )
+
+
+def _used(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes without gaps (int32), and which of `count` codes there were (bool)."""
+    used = np.bincount(codes, minlength=count) > 0
+    return (np.cumsum(used, dtype=np.int32) - 1)[codes], used
 
 
 def catalogue_table(item_ids: Column, titles: Column, texts: Column, images: Column | None = None) -> pa.Table:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bivrec.data.columns import ID, TEXT, TIME, column_names, read_columns
+from bivrec.data.columns import ID, NUMBER, TEXT, TIME, column_names, read_columns
 from bivrec.data.info import SPLITS
-from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
 SPLIT_NAMES = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
@@ -26,6 +26,8 @@ class Columns:
     timestamp: str = "timestamp"
     split: str | None = None
     """Column that assigns every user to train, validation or test; None: `prepare` splits."""
+    rating: str | None = None
+    """None: `rating`, if a least rating is asked for."""
     title: str | None = None
     """None: `title`, if there is one; likewise `image`."""
     text: tuple[str, ...] = ()
@@ -35,7 +37,7 @@ class Columns:
     def __post_init__(self) -> None:
         """Raises BivrecError if one column of the interactions has two roles."""
         roles: dict[str, str] = {}
-        for role in ("user", "item", "timestamp", "split"):
+        for role in ("user", "item", "timestamp", "split", "rating"):
             name = getattr(self, role)
             if name is not None and (other := roles.setdefault(name, role)) != role:
                 raise BivrecError(
@@ -44,24 +46,33 @@ class Columns:
 
 
 def read_tables(
-    interactions: Path, items: Path | None = None, *, images: Path | None = None, columns: Columns | None = None
+    interactions: Path,
+    items: Path | None = None,
+    *,
+    images: Path | None = None,
+    columns: Columns | None = None,
+    min_rating: float | None = None,
 ) -> RawData:
     """Read CSV, TSV, Parquet or JSON lines, each a file or a folder of parts; timestamps as `read_columns` says.
 
+    Interactions rated below `min_rating` are left out.
     Raises BivrecError for unreadable files, missing columns, bad values, users of two splits, items that are described
-    twice, and items of which none is in the interactions.
+    twice, items of which none is in the interactions, and if no interaction is left.
     """
     columns = columns or Columns()
     required = {columns.user: ID, columns.item: ID, columns.timestamp: TIME}
     if columns.split:
         required[columns.split] = ID
+    if min_rating is not None:
+        columns = replace(columns, rating=columns.rating or "rating")
+        required[str(columns.rating)] = NUMBER
     table = read_columns(interactions, required)
     users, user_ids = encode_ids(table[columns.user])
     item_codes, item_ids = encode_ids(table[columns.item])
     source = {"reader": "tables", "interactions": interactions.name}
     if items:
         source["items"] = items.name
-    return RawData(
+    raw = RawData(
         users=users,
         items=item_codes,
         timestamps=table[columns.timestamp].to_numpy(),
@@ -72,6 +83,7 @@ def read_tables(
         images=images,
         splits=_read_splits(interactions, table[columns.split], users, user_ids) if columns.split else None,
     )
+    return raw if min_rating is None else only_rated(raw, table[columns.rating], min_rating)
 
 
 def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.StringArray) -> pa.Table:
