@@ -128,7 +128,7 @@ def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, ze
     if isinstance(model, BiVRec):
         if not zero_shot:
             network = model.attach(domain)
-            if model.item_ids != domain.item_ids():
+            if not _is_own(domain, model):
                 raise BivrecError(
                     f"{source}: trained on another preparation of these items, and perhaps on these users; "
                     "`bivrec recommend` ranks a catalogue that has changed, and --zero-shot uses the tower alone"
@@ -138,10 +138,17 @@ def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, ze
             return
         model = model.tower
     _refuse_id(source, view)
-    if model.catalogue == domain_record(domain)["catalogue"] and not zero_shot:
+    if _is_own(domain, model) and not zero_shot:
         yield NamedScorer(f"{name} mm", _scorer(zero_shot_model(domain, model), "mm"), "model", model.source)
     else:
         yield _stranger(domain, model, name, "model")
+
+
+def _is_own(domain: Domain, model: Tower | BiVRec) -> bool:
+    """Whether a Domain is that of a model's training: with these items in this order, and these held-out users."""
+    record = domain_record(domain)
+    own = model.training["domain"]
+    return (model.catalogue, own.get("held_out")) == (record["catalogue"], record["held_out"])
 
 
 def _stranger(domain: Domain, tower: Tower, name: str, kind: str) -> NamedScorer:

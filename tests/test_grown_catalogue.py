@@ -138,23 +138,40 @@ def test_a_run_of_the_multimodal_view_alone_says_what_it_does_not_have(
     assert "`bivrec recommend` ranks a catalogue that has changed" in refused.output
 
 
-@pytest.mark.parametrize("views", [["mm"], ["id", "mm"]])
-def test_other_users_may_be_recommended_to(source: Domain, tmp_path: Path, views: list[str]) -> None:
-    """Those who came since the training, to whom nothing is held out."""
-    run = pretrain(source, tmp_path / "run", config(training={"views": views, "steps": 1}))
+@pytest.fixture(scope="module")
+def later(source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Domain:
+    """The source with the same items in the same order, and as many test users with as much, who are others."""
+    folder = tmp_path_factory.mktemp("later") / "later"
     sequences = {split: source.sequences(split) for split in SPLITS}
-    few = sequences["test"]
-    sequences["test"] = Sequences(few.offsets[:4], few.items[: few.offsets[3]], few.timestamps[: few.offsets[3]],
-                                  ["new-a", "new-b", "new-c"])  # fmt: skip
-    info = dataclasses.replace(source.info, users={**source.info.users, "test": 3}, features={}, files={})
-    with new_folder(tmp_path / "later") as staging:
-        write_domain(staging, info, sequences, source.item_table().data.table)
+    others = [f"new-{user}" for user in sequences["test"].user_ids]
+    sequences["test"] = dataclasses.replace(sequences["test"], user_ids=others)
+    with new_folder(folder) as staging:
+        write_domain(staging, dataclasses.replace(source.info, features={}), sequences, source.item_table().data.table)
     features = {name: source.features((name,)) for name in MODALITIES}
     present = {name: table.any(1) for name, table in features.items()}
-    later = Domain.open(tmp_path / "later").with_features(features, present, source.info.features)
-    assert "was prepared anew" in bivrec("evaluate", later.path, "--run", run.path).output
+    return Domain.open(folder).with_features(features, present, source.info.features)
+
+
+@pytest.mark.parametrize("views", [["mm"], ["id", "mm"]])
+def test_other_users_may_be_recommended_to(source: Domain, later: Domain, tmp_path: Path, views: list[str]) -> None:
+    """Those who came since the training, of whom nothing is held out."""
+    run = pretrain(source, tmp_path / "run", config(training={"views": views, "steps": 1}))
+    refused = bivrec("evaluate", later.path, "--run", run.path)
+    assert "as many test users and interactions as then, but others" in refused.output
     succeed("recommend", later.path, "--run", run.path, "--to", tmp_path / "lists.csv")
-    assert set(pd.read_csv(tmp_path / "lists.csv")["user_id"]) == {"new-a", "new-b", "new-c"}
+    assert set(pd.read_csv(tmp_path / "lists.csv")["user_id"]) == set(later.sequences("test").user_ids)
+
+
+def test_other_users_are_not_those_of_a_published_model(
+    joint: Path, source: Domain, later: Domain, tmp_path: Path
+) -> None:
+    """It may have been trained on them."""
+    succeed("evaluate", source.path, "--from-hub", joint)
+    refused = bivrec("evaluate", later.path, "--from-hub", joint)
+    assert "trained on another preparation of these items, and perhaps on these users" in refused.output
+    tower = publish(Run.open(joint.parent / "run"), str(tmp_path / "tower"), "tower")
+    assert f"{tower} mm" in succeed("evaluate", source.path, "--from-hub", tower)
+    assert f"{tower} trained on 100 % of these items" in succeed("evaluate", later.path, "--from-hub", tower)
 
 
 @pytest.mark.parametrize("kind", ["--from-hub", "--run"])
