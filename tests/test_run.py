@@ -106,11 +106,10 @@ def test_not_a_run(tmp_path: Path, source: Domain) -> None:
     ("content", "message"),
     [
         ("", "not valid JSON"),
-        ('{"format_version": 2, "sta', "not valid JSON"),
+        ('{"format_version": 1, "sta', "not valid JSON"),
         ("[]", "format version None"),
-        ('{"format_version": 3}', "format version 3, this bivrec reads 2; upgrade bivrec"),
-        ('{"format_version": 1}', "format version 1, this bivrec reads 2; train again"),
-        ('{"format_version": 2}', "not the description of a Run"),
+        ('{"format_version": 2}', "format version 2, this bivrec reads 1; upgrade bivrec"),
+        ('{"format_version": 1}', "not the description of a Run"),
     ],
 )
 def test_damaged_description(copy: Run, content: str, message: str) -> None:
@@ -225,7 +224,7 @@ def test_the_same_items_in_another_order_are_told_as_another_preparation(
         pretrained.check_domain(other)
     assert str(caught.value) == (
         f"{other.path}: was prepared anew since the training of {pretrained.path}: the items have another order now, "
-        "as other training users give them; prepare it as it was, or train again"
+        "as other training users give them; prepare it as it was, or train again, as `bivrec refit --domain` does"
     )
 
 

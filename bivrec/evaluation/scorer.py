@@ -56,7 +56,7 @@ class ModelScorer:
     """A Scorer (see `ranking`) of one view of a model, or of both with the weighted sum of their scores.
 
     Both views are trained by a softmax over the same items, so their scores are log-probabilities up to a constant for
-    each user, of which the difference between the views is found from LEVEL_ITEMS of these items. The sum of item i,
+    each user, of which the difference between the views is found from LEVEL_ITEMS that the ID view knows. The sum of item i,
     a_i s_id + (1 - a_i) s_mm, is then that of a weighted product of two distributions; a_i is the model's `id_weight`
     times its `id_trust` of the item.
     The model is put into evaluation mode, and the catalogue is embedded once: make a new scorer after a training step.
@@ -78,8 +78,11 @@ class ModelScorer:
         self._mixture = Mixture(self.repeat_biases)
         if len(self._towers) > 1:
             self._mixture = Mixture(self.repeat_biases, model.id_weight * model.id_trust)
-            count = min(self.num_items, LEVEL_ITEMS)
-            self._level_items = 1 + torch.arange(count, device=device) * self.num_items // count
+            # Where both views know something; of a model that trusts no item of the catalogue all are alike.
+            known = model.id_trust[1:].nonzero().flatten() + 1
+            known = known if len(known) else torch.arange(1, self.num_items + 1, device=device)
+            count = min(len(known), LEVEL_ITEMS)
+            self._level_items = known[torch.arange(count, device=device) * len(known) // count]
 
     @torch.no_grad()
     def encode(self, histories: Tensor) -> EncodedUsers:

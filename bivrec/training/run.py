@@ -28,7 +28,7 @@ from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.results import Results, checked_results
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 HELD_OUT = ("validation", "test")
 ITEMS_FILE = "items.json"
 MARKS = ("run.json",)
@@ -101,10 +101,8 @@ class Run:
         values = read_json(path / "run.json")
         version = values.get("format_version") if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
-            older = isinstance(version, int) and version < FORMAT_VERSION
             raise BivrecError(
-                f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; "
-                f"{'train again' if older else 'upgrade bivrec'}"
+                f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; upgrade bivrec"
             )
         try:
             run = cls(path, RunInfo(**values))
@@ -154,7 +152,7 @@ class Run:
         change = self._change(record, reordered)
         return change and (
             f"{domain.location}: was prepared anew since the training of {self.path}: {change}; prepare it as it was, "
-            "or train again"
+            "or train again, as `bivrec refit --domain` does"
         )
 
     def _change(self, record: Mapping[str, Any], reordered: bool) -> str | None:
