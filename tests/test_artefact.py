@@ -312,7 +312,7 @@ def test_the_examples_of_the_readme_run(
     tower: Path, source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    use, train = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    use, train, serve = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tower, tmp_path / "my-org" / "bivrec-ml-25m")
     shutil.copytree(source.path, tmp_path / "domains" / "shop")
@@ -326,6 +326,13 @@ def test_the_examples_of_the_readme_run(
     exec(train.replace('"training.steps=300"', '"training.steps=2", "model.hidden_size=8"'), names)
     assert names["results"]["both"].metrics["recall@20"] == names["run"].results()["both"]["recall@20"]
     assert names["table"]["user_id"][0].as_py() == source.sequences("test").user_ids[0]
+    shutil.copytree("runs/mine", "runs/shop")
+    known, stock = ids[0], ids[5:9]
+    served: dict[str, Any] = {"in_stock": stock}
+    exec(serve.replace("sku-12", known), served)
+    assert {item for item, _ in served["lists"][0]} == set(stock)
+    assert served["lists"][1] == []
+    assert served["popular"] == ids[:10]
 
 
 # What does not fit together

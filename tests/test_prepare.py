@@ -231,7 +231,7 @@ def test_items_of_the_catalogue_are_kept_on_request(tmp_path):
     assert domain.item_table()["title"][:] == [f"Title of {item}" for item in "xy"] + [None] + [
         f"Title of {item}" for item in ("rare", "v", "w")
     ]
-    assert domain.num_trained_items == 3
+    assert np.count_nonzero(domain.training_counts()) == 3
     assert (domain.info.num_items, domain.info.items_without_interactions) == (6, 3)
     assert (domain.info.items_not_listed, domain.info.missing) == (1, {"text": 1, "image": 6})
     dropped = domain.info.dropped
@@ -250,7 +250,8 @@ def test_kept_items_change_nothing_else(tmp_path):
         )  # fmt: skip
         assert histories(kept) == histories(plain)
         assert set(kept.item_ids()) == set(catalogue["item_id"].to_pylist()) > set(plain.item_ids())
-        assert kept.item_ids()[: plain.num_trained_items] == plain.item_ids()[: plain.num_trained_items]
+        num_trained = np.count_nonzero(plain.training_counts())
+        assert kept.item_ids()[:num_trained] == plain.item_ids()[:num_trained]
         assert (plain.info.items_without_interactions, plain.info.dropped["items_without_interactions"]) == (0, 2)
 
 

@@ -56,9 +56,9 @@ class ModelScorer:
     """A Scorer (see `ranking`) of one view of a model, or of both with the weighted sum of their scores.
 
     Both views are trained by a softmax over the same items, so their scores are log-probabilities up to a constant for
-    each user, of which the difference between the views is found from LEVEL_ITEMS that the ID view knows. The sum of item i,
-    a_i s_id + (1 - a_i) s_mm, is then that of a weighted product of two distributions; a_i is the model's `id_weight`
-    times its `id_trust` of the item.
+    each user, of which the difference between the views is found from LEVEL_ITEMS that the ID view knows. The sum of
+    item i, a_i s_id + (1 - a_i) s_mm, is then that of a weighted product of two distributions; a_i is the model's
+    `id_weight` times its `id_trust` of the item.
     The model is put into evaluation mode, and the catalogue is embedded once: make a new scorer after a training step.
     """
 
