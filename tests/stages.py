@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -140,6 +142,13 @@ def succeed(*arguments: object) -> str:
     result = bivrec(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def write_shop(folder: Path, interactions: Sequence[tuple[str, str, int]], titles: Sequence[tuple[str, str]]) -> None:
+    """Write the tables of a shop, for `prepare_shop`: users, items and times, and the titles of items."""
+    columns = {"interactions": ["user_id", "item_id", "timestamp"], "items": ["item_id", "title"]}
+    for name, rows in (("interactions", interactions), ("items", titles)):
+        pd.DataFrame(rows, columns=columns[name]).to_csv(folder / f"{name}.csv", index=False)
 
 
 def prepare_shop(shop: Path, path: Path, *options: object) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_dataset
-from stages import bivrec, config, prepare_shop, settings, succeed, weights
+from stages import bivrec, config, prepare_shop, settings, succeed, weights, write_shop
 
 from bivrec.baselines.floors import fit_floor
 from bivrec.baselines.spectral import spectral_vectors
@@ -32,11 +32,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for user in range(40)
         for time in np.sort(random.choice(1000, 8, replace=False))
     ]
-    pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).to_csv(folder / "interactions.csv", index=False)
     kinds = ("red shoes leather", "green tea organic", "blue lamp desk")
     items = [(f"i{item}", f"{kinds[item % 3]} {item}") for item in range(18)]
     items += [(item, f"{kinds[place]} latest") for place, item in enumerate(NEW)]
-    pd.DataFrame(items, columns=["item_id", "title"]).to_csv(folder / "items.csv", index=False)
+    write_shop(folder, rows, items)
     return folder
 
 

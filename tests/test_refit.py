@@ -9,7 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from stages import bivrec, config, interrupt_at, items_of_split, prepare_shop, same, settings, succeed, weights
+from stages import (
+    bivrec,
+    config,
+    interrupt_at,
+    items_of_split,
+    prepare_shop,
+    same,
+    settings,
+    succeed,
+    weights,
+    write_shop,
+)
 
 from bivrec.artefact import Tower
 from bivrec.config import Config
@@ -37,9 +48,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for user in range(90)
         for time in np.sort(random.choice(1000, 1 + user % 9, replace=False))
     ]
-    pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).to_csv(folder / "interactions.csv", index=False)
-    titles = [(f"i{item}", f"thing {item} of kind {item % 4}") for item in range(30)]
-    pd.DataFrame(titles, columns=["item_id", "title"]).to_csv(folder / "items.csv", index=False)
+    write_shop(folder, rows, [(f"i{item}", f"thing {item} of kind {item % 4}") for item in range(30)])
     return folder
 
 

@@ -1,10 +1,9 @@
 """Items of a catalogue that no training sequence holds: they have no ID vector, and are ranked by what they are."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from stages import config, succeed, weights
+from stages import config, prepare_shop, succeed, weights, write_shop
 
 from bivrec.data.domain import Domain
 from bivrec.model.items import IdItems, JointItems
@@ -21,11 +20,8 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
     for user in range(80):
         for time in np.sort(random.integers(0, 1000, 9)):
             rows.append((f"u{user}", f"i{random.integers(0, 17 if time < 850 else 23)}", time))
-    pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).to_csv(folder / "rows.csv", index=False)
-    titles = [(f"i{item}", f"thing {item} of kind {item % 4}") for item in range(23)]
-    pd.DataFrame(titles, columns=["item_id", "title"]).to_csv(folder / "items.csv", index=False)
-    tables = ("--interactions", folder / "rows.csv", "--items", folder / "items.csv")
-    succeed("prepare", "tables", *tables, "--k-core", 0, "--split", "temporal", "--to", folder / "shop")
+    write_shop(folder, rows, [(f"i{item}", f"thing {item} of kind {item % 4}") for item in range(23)])
+    prepare_shop(folder, folder / "shop", "--split", "temporal")
     succeed("encode", folder / "shop", "--text", "hashing", "--whiten")
     return Domain.open(folder / "shop")
 
