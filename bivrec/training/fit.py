@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, set_seed
+from torch import Tensor
 
 from bivrec.baselines.spectral import spectral_vectors
 from bivrec.config import Config
@@ -81,7 +82,7 @@ def fit(
             if isinstance(part, IdItems):
                 part.trained = counts > 0
         if not resume:
-            _start_tables(model, domain, config)
+            _start_tables(model, domain, config, counts > 0)
             if len(model.views) > 1:
                 model.id_weight.fill_(config.training.id_weight)
                 model.id_trust.copy_(counts / (counts + HALF_TRUSTED))
@@ -137,10 +138,9 @@ def _check_evaluable(domain: Domain) -> None:
 
 
 @torch.no_grad()
-def _start_tables(model: BiVRecNetwork, domain: Domain, config: Config) -> None:
+def _start_tables(model: BiVRecNetwork, domain: Domain, config: Config, trained: Tensor) -> None:
     """Where the rows of the ID tables start: with no vector for items that are not trained on, like those that come to
     a catalogue later, and if it is so configured with spectral vectors, as long as random ones, for the others."""
-    trained = torch.from_numpy(domain.training_counts() > 0)
     for table in id_tables(model):
         table.weight[~trained] = 0
         if config.training.id_init != "spectral":
