@@ -22,6 +22,7 @@ from bivrec.errors import BivrecError
 
 MODALITIES = ("text", "image")
 VIEWS = ("id", "mm")
+INTERESTS = ("free", "content", "free+content")
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 """Those that read features."""
 FLOORS = ("popularity", "item-knn", "spectral-knn", *CONTENT_FLOORS)
@@ -117,14 +118,14 @@ class ModelConfig:
     )
     mm_interests: str = _setting(
         "free",
-        "interests of the multimodal view: free (Eq. 12), or content: aggregates of item vectors themselves, which "
-        "stay where similar items are near in a Domain that was never seen",
-        choices=("free", "content"),
+        "interests of the multimodal view: free (Eq. 12); content: aggregates of item vectors themselves, which stay "
+        "where similar items are near in a Domain that was never seen; free+content: their sum",
+        choices=INTERESTS,
     )
     id_interests: str = _setting(
         "free",
-        "interests of the ID view, as above; content learns faster where items are many and histories short",
-        choices=("free", "content"),
+        "interests of the ID view, as above; free+content learns faster where items are many and histories short",
+        choices=INTERESTS,
     )
     repeat_bias: bool = _setting(
         False,

@@ -38,7 +38,7 @@ def gather(stage: InterestClustering, tokens: Tensor, mask: Tensor) -> tuple[Ten
 
     The content of a token is minus its vector, which only interests that are not free may read.
     """
-    interests, allocation = stage(tokens, -tokens, mask, mask[:, None, None, :].to(tokens.dtype))
+    interests, _, allocation = stage(tokens, -tokens, mask, mask[:, None, None, :].to(tokens.dtype))
     return interests[:, 0], allocation
 
 
@@ -190,17 +190,20 @@ def test_a_reader_weighs_the_tokens(tokens: Tensor, mask: Tensor) -> None:
     stage = make_stage(aggregation="sum")
     first_half = mask & (torch.arange(7) < 4)
     weight = torch.stack([first_half, mask], 1).unsqueeze(2).to(tokens.dtype)
-    interests, _ = stage(tokens, -tokens, mask, weight)
+    interests, _, _ = stage(tokens, -tokens, mask, weight)
     torch.testing.assert_close(interests[:, 0], gather(stage, tokens, first_half)[0])
     torch.testing.assert_close(interests[:, 1], gather(stage, tokens, mask)[0])
-    halved, _ = stage(tokens, -tokens, mask, weight / 2)
+    halved, _, _ = stage(tokens, -tokens, mask, weight / 2)
     torch.testing.assert_close(2 * (halved - stage.interests), interests - stage.interests)
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "sum"])
-def test_interests_that_are_not_free_are_what_they_gather(aggregation: str, tokens: Tensor, mask: Tensor) -> None:
-    stage = make_stage(aggregation=aggregation, free=False)
-    interests, allocation = gather(stage, tokens, mask)
+@pytest.mark.parametrize("free", [False, True])
+def test_a_stage_gathers_content(free: bool, aggregation: str, tokens: Tensor, mask: Tensor) -> None:
+    """Interests that are not free are what is gathered; beside free ones, it is the same."""
+    stage = make_stage(aggregation=aggregation, free=free)
+    interests, gathered, allocation = stage(tokens, -tokens, mask, mask[:, None, None, :].to(tokens.dtype))
+    assert torch.equal(interests, gathered) != free
     for row in range(len(tokens)):
         shares = torch.tensor(slow_allocation(stage, tokens[row], mask[row])).double()
         torch.testing.assert_close(allocation[row].double(), shares)
@@ -208,8 +211,16 @@ def test_interests_that_are_not_free_are_what_they_gather(aggregation: str, toke
             total = sum(-tokens[row, m] for m in range(7) if shares[k, m])
             count = shares[k].sum() if aggregation == "mean" else 1
             torch.testing.assert_close(
-                interests[row, k], total / count if shares[k].any() else torch.zeros(WIDTH).double()
+                gathered[row, 0, k], total / count if shares[k].any() else torch.zeros(WIDTH).double()
             )
+
+
+def test_a_free_stage_gathers_no_content_that_it_is_not_given(tokens: Tensor, mask: Tensor) -> None:
+    stage = make_stage()
+    weight = mask[:, None, None, :].to(tokens.dtype)
+    interests, gathered, _ = stage(tokens, None, mask, weight)
+    assert gathered is None
+    torch.testing.assert_close(interests, stage(tokens, -tokens, mask, weight)[0])
 
 
 def test_interests_start_as_a_truncated_normal() -> None:

@@ -24,6 +24,7 @@ VARIANTS = [
         {"scales": (4,), "positions": "none", "aggregation": "sum", "interests_per_item": 2},
         {"scales": (3,), "assignment": "softmax-soft", "score": "cosine", "num_layers": 2},
         {"view": "mm", "mm_interests": "content", "scales": (2,), "num_interests": (4, 2)},
+        {"id_interests": "free+content", "scales": (2,), "num_interests": (4, 2)},
     )
 ]
 
@@ -115,11 +116,11 @@ def test_a_real_token_is_allocated_as_often_as_allowed_and_padding_never(
 @pytest.mark.parametrize("assignment", ["gumbel-hard", "softmax-soft"])
 def test_the_allocation_of_items_is_the_product_of_the_stages(assignment: str) -> None:
     tower = tiny_tower(num_interests=(5, 3, 2), assignment=assignment)
-    stages: list[tuple[Tensor, Tensor]] = []
+    stages: list[tuple[Tensor, None, Tensor]] = []
     for stage in tower.sequence.clustering:
         stage.register_forward_hook(lambda stage, inputs, output: stages.append(output))
     found = read(tower, random_histories(4, 7))
-    first, second, third = (allocation for _, allocation in stages)
+    first, second, third = (allocation for _, _, allocation in stages)
     for b in range(4):
         for k in range(2):
             for m in range(found.mask.shape[1]):
@@ -132,11 +133,11 @@ def test_the_allocation_of_items_is_the_product_of_the_stages(assignment: str) -
 @pytest.mark.parametrize("aggregation", ["mean", "sum"])
 def test_a_later_stage_clusters_the_interests_of_the_one_before(readout: str, aggregation: str) -> None:
     tower = tiny_tower(num_interests=(5, 2), readout=readout, aggregation=aggregation)
-    outputs: list[tuple[Tensor, Tensor]] = []
+    outputs: list[tuple[Tensor, None, Tensor]] = []
     for stage in tower.sequence.clustering:
         stage.register_forward_hook(lambda stage, given, output: outputs.append(output))
     read(tower, random_histories(4, 7), torch.tensor([6]))
-    (before, _), (after, allocation) = outputs
+    (before, *_), (after, _, allocation) = outputs
     last = tower.sequence.clustering[1]
     for row in range(4):
         for k in range(2):
@@ -197,7 +198,13 @@ def seen_from(tower: TowerNetwork, age: int) -> TowerNetwork:
 @pytest.mark.parametrize("scales", [(), (2,), (3,), (2, 4)])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_interests": (4, 2)}, {"view": "mm", "mm_interests": "content"}, {"id_interests": "content"}],
+    [
+        {},
+        {"num_interests": (4, 2)},
+        {"view": "mm", "mm_interests": "content"},
+        {"id_interests": "content"},
+        {"id_interests": "free+content"},
+    ],
     ids=name,
 )
 def test_reading_at_a_position_equals_reading_the_prefix_that_ends_there(
@@ -212,6 +219,26 @@ def test_reading_at_a_position_equals_reading_the_prefix_that_ends_there(
         real = (prefix > 0).any(1)
         found = read(seen_from(tower, age), prefix).vectors[:, 0]
         torch.testing.assert_close(found[real], everywhere[real, 10 - age])
+
+
+@pytest.mark.parametrize("readout", ["history", "prefix"])
+def test_free_and_content_interests_are_their_sum(readout: str) -> None:
+    """In units of the length of a state, sqrt(D), times a gain for each interest."""
+
+    def tower_of(interests: str) -> TowerNetwork:
+        return tiny_tower(readout=readout, id_interests=interests, scales=(3,), num_interests=(4,))
+
+    tower = tower_of("free+content")
+    free, content = (tower_of(kind) for kind in ("free", "content"))
+    for part in (free, content):
+        shared = {key: value for key, value in tower.state_dict().items() if key in part.state_dict()}
+        part.load_state_dict(shared)
+    histories = random_histories(4, 7)
+    with torch.no_grad():
+        tower.sequence.content_gain.copy_(torch.tensor([0.0, 0.5, 1.0, -2.0]))
+    gain = math.sqrt(tower.config.hidden_size) * tower.sequence.content_gain.unsqueeze(1)
+    expected = read(free, histories).vectors + gain * read(content, histories).vectors
+    torch.testing.assert_close(read(tower, histories).vectors, expected)
 
 
 # Randomness

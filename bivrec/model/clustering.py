@@ -42,7 +42,7 @@ class InterestClustering(nn.Module):
         aggregation: str,
         free: bool,
     ) -> None:
-        """`free` interests are c_k + W_a(...) of Eq. 12; the others are the aggregate of what they gather itself."""
+        """A stage that is not `free` has no weights of Eq. 12, c_k + W_a(...): its interests are what they gather."""
         super().__init__()
         self.free = free
         self.interests_per_item = interests_per_item
@@ -76,27 +76,36 @@ class InterestClustering(nn.Module):
         masked: Tensor = allocation * mask.unsqueeze(1)
         return masked
 
-    def forward(self, tokens: Tensor, content: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, content: Tensor | None, mask: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gather the tokens into interests, once for each of T readers (Eq. 12).
 
-        tokens [B, M, D]; mask [B, M]; content [B, M, D]: what interests that are not free gather instead of values;
-        weight [1 or B, T, 1 or K, M]: how much each reader's interest counts a token.
-        Returns interests [B, T, K, D] and the allocation [B, K, M].
+        tokens, content [B, M, D]; mask [B, M]; weight [1 or B, T, 1 or K, M]: how much each reader's interest counts
+        a token. Returns interests [B, T, K, D], what they gather of the content [B, T, K, D] (None: of none), and the
+        allocation [B, K, M]. The interests of a stage that is not free are what they gather of the content.
         """
-        batch, readers = len(tokens), weight.shape[1]
         allocation = self.allocate(tokens, mask)
-        shares = (allocation.unsqueeze(1) * weight).flatten(1, 2)
-        values = tokens if self.free else content.to(tokens.dtype)
+        shares = allocation.unsqueeze(1) * weight
+        gathered = None if content is None else self._gather(shares, content.to(tokens.dtype))
+        if not self.free:
+            assert gathered is not None
+            return gathered, gathered, allocation
         # Values are linear: of tokens and what they are gathered into, the fewer are projected.
-        project_first = self.free and shares.shape[1] > tokens.shape[1]
-        gathered = shares.to(tokens.dtype) @ (self.value(values) if project_first else values)
-        if self.free and not project_first:
-            gathered = self.value(gathered)
-        if self.aggregation == "mean":
-            # Of hard shares, an interest has none or at least one whole token; less than one are memories that fade.
-            # Dividing by less would blow up the straight-through gradient of interests that got no token.
-            least = 1e-6 if self.assignment == "softmax-soft" else 1.0
-            gathered = gathered / shares.sum(-1, keepdim=True).clamp(min=least).to(tokens.dtype)
-        if self.free:
-            gathered = self.interests + self.output(gathered).view(batch, readers, *self.interests.shape)
-        return gathered.view(batch, readers, *self.interests.shape), allocation
+        if shares.shape[1] * shares.shape[2] > tokens.shape[1]:
+            values = self._gather(shares, self.value(tokens))
+        else:
+            values = self.value(self._gather(shares, tokens))
+        interests: Tensor = self.interests + self.output(values)
+        return interests, gathered, allocation
+
+    def _gather(self, shares: Tensor, values: Tensor) -> Tensor:
+        """Values [B, M, D] gathered by the shares [B, T, K, M] of interests, [B, T, K, D]."""
+        batch, readers, interests, _ = shares.shape
+        gathered = (shares.flatten(1, 2).to(values.dtype) @ values).view(batch, readers, interests, -1)
+        if self.aggregation == "sum":
+            return gathered
+        # Of hard shares, an interest has none or at least one whole token; less than one are memories that fade.
+        # Dividing by less would blow up the straight-through gradient of interests that got no token.
+        least = 1e-6 if self.assignment == "softmax-soft" else 1.0
+        return gathered / shares.sum(-1, keepdim=True).clamp(min=least).to(values.dtype)

@@ -23,6 +23,8 @@ LEAST_INTEREST_NORM = 0.05
 the length of next to nothing their straight-through gradient would be thousands of times all others'."""
 INITIAL_DECAYS = (1.0, 1 / 4)
 """Fastest and slowest rate per item at which interests forget."""
+INITIAL_CONTENT_GAIN = 0.5
+"""How much of what they gather is added to free interests at first, as a share of the length of a state."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Interests:
 class SequenceEncoder(nn.Module):
     """Multi-scale embedding, Gaussian attention and interest clustering (Eq. 1-12)."""
 
-    def __init__(self, config: ModelConfig, free_interests: bool) -> None:
+    def __init__(self, config: ModelConfig, interests: str) -> None:
+        """`interests`: free, content, or free+content, as of `ModelConfig.id_interests`."""
         super().__init__()
         width = config.hidden_size
-        self.free_interests = free_interests
+        kinds = interests.split("+")
+        self.free_interests = "free" in kinds
+        self.content_interests = "content" in kinds
         self.causal = config.readout == "prefix"
         self.embedding = MultiScaleEmbedding(
             width, config.max_history, config.scales, positions=config.positions == "age"
@@ -61,15 +66,17 @@ class SequenceEncoder(nn.Module):
                 assignment=config.assignment,
                 temperature=config.assignment_temperature,
                 aggregation=config.aggregation,
-                free=free_interests,
+                free=self.free_interests,
             )
             for count in config.num_interests
         )
         if self.causal:
             self.log_decay = nn.Parameter(_spread_decays(config.num_interests[0]))
-        if self.causal and free_interests:
+        if self.causal and self.free_interests:
             self.state = nn.Linear(width, width, bias=False)
             nn.init.eye_(self.state.weight)
+        if self.free_interests and self.content_interests:
+            self.content_gain = nn.Parameter(torch.full((config.num_interests[-1],), INITIAL_CONTENT_GAIN))
 
     def forward(self, items: Tensor, mask: Tensor, read: Tensor | None = None) -> Interests:
         """Interests of the histories with item vectors [B, N, D] and mask [B, N], padded on the left.
@@ -82,18 +89,28 @@ class SequenceEncoder(nn.Module):
         states = self._contextualise(tokens)
         weight = self._reader_weights(tokens, reader_age)
         first, *later = self.clustering
-        interests, allocation = first(states, tokens.content, tokens.mask, weight)
+        content = tokens.content if self.content_interests else None
+        interests, content, allocation = first(states, content, tokens.mask, weight)
         for stage in later:
             # Interests differ between readers, so readers become part of the batch.
             batch, readers, count, width = interests.shape
-            folded = interests.view(batch * readers, count, width)
+            folded = None if content is None else content.view(batch * readers, count, width)
             everything = torch.ones(batch * readers, count, dtype=torch.bool, device=items.device)
-            merged, regrouped = stage(folded, folded, everything, everything[:, None, None, :].to(weight.dtype))
+            merged, gathered, regrouped = stage(
+                interests.view(batch * readers, count, width),
+                folded,
+                everything,
+                everything[:, None, None, :].to(weight.dtype),
+            )
             interests = merged.view(batch, readers, -1, width)
+            content = None if gathered is None else gathered.view(batch, readers, -1, width)
             allocation = regrouped.view(batch, readers, -1, count)[:, -1] @ allocation
         if self.causal and self.free_interests:
             current = states[:, length - 1 - reader_age]
             interests = interests + self.state(current).unsqueeze(2)
+        if self.free_interests and content is not None:
+            # States are normalised, of length sqrt(D).
+            interests = interests + math.sqrt(interests.shape[-1]) * self.content_gain.unsqueeze(1) * content
         return Interests(interests, allocation, tokens.mask)
 
     def _contextualise(self, tokens: Tokens) -> Tensor:
@@ -135,7 +152,7 @@ class TowerNetwork(nn.Module):
         self.config = config
         self.items = items
         interests = config.mm_interests if isinstance(items, FeatureItems) else config.id_interests
-        self.sequence = SequenceEncoder(config, free_interests=interests == "free") if sequence is None else sequence
+        self.sequence = SequenceEncoder(config, interests) if sequence is None else sequence
         if config.score == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_COSINE_SCALE)))
 
