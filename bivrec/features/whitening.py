@@ -7,7 +7,7 @@ from torch import Tensor
 
 SHRINKAGE = 30.0
 """Soft: whitened fully, the directions that say little weigh as much as those that say much, and a tower that is
-narrower than its features keeps a random part of them (pretrain/README.md has the measurements)."""
+narrower than its features keeps a random part of them (pretrain/ablations.md has the measurements)."""
 LEAST_SHRINKAGE = 1e-9
 """Less would divide the rounding errors of empty directions by themselves."""
 
