@@ -269,21 +269,30 @@ def model_config_from_dict(values: Any, source: str) -> ModelConfig:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Values with each `section.key=value` set; the value is read as YAML, so `[4, 8]`, `0.1` and `null` work."""
+    """Values with each `section.key=value` set; values are read as YAML, so `[4, 8]`, `0.1` and `null` work."""
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not (equals and dot and name):
-            raise BivrecError(f"--set {override}: expected section.key=value, for example model.hidden_size=128")
+        section, name, value = read_override(override)
         target = result.setdefault(section, {})
         if not isinstance(target, dict):
             raise BivrecError(f"--set {override}: '{section}' has no keys of its own; the sections are {_sections()}")
-        try:
-            target[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise BivrecError(f"--set {override}: the value {text!r} is not valid YAML") from None
+        target[name] = value
     return result
+
+
+def read_override(override: str, option: str = "--set") -> tuple[str, str, Any]:
+    """Section, key and value of `section.key=value`; the value is read as YAML.
+
+    Raises BivrecError if it has another form; the message names `option`, from which it came.
+    """
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise BivrecError(f"{option} {override}: expected section.key=value, for example model.hidden_size=128")
+    try:
+        return section, name, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BivrecError(f"{option} {override}: the value {text!r} is not valid YAML") from None
 
 
 def describe(config: Config, *, beside_tower: Collection[str] | None = None) -> str:

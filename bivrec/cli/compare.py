@@ -23,6 +23,9 @@ MODELS_HELP = (
 @click.option("--reference", metavar="NAME",
               help="The model whose lead is tested, if it was named in advance.  [default: the best]")  # fmt: skip
 @click.option("--refit", is_flag=True, help="Rank with a second training of each, on the validation too.")
+@click.option("--tune", "grid", multiple=True, metavar="KEY=[VALUE,...]",
+              help="Try these values of a setting for every model with the first seed, and let each keep its best on "
+                   "the validation users; given again, every combination.")  # fmt: skip
 @study_options
 @set_option
 def compare(
@@ -30,6 +33,7 @@ def compare(
     models: tuple[str, ...],
     reference: str | None,
     refit: bool,
+    grid: tuple[str, ...],
     seeds: tuple[int, ...],
     recipe: str,
     path: Path,
@@ -41,9 +45,12 @@ def compare(
     Every training is an ordinary Run in FOLDER/runs/DOMAIN/MODEL/seed-SEED. What is finished is kept: the same command
     goes on where it stopped, and may ask for more models, Domains and seeds. A model that fails does not stop the
     others. Writes comparison.md, .csv, .tex and .png into FOLDER: metrics on the test users with seen items kept and
-    removed, the significance of one model's lead, training time, and the paper's figures.
+    removed, the significance of one model's lead, training time, and the paper's figures. With --tune, tuning.csv has
+    the validation recall of everything that was tried.
     """
     from bivrec.studies.compare import comparison
+    from bivrec.studies.tuning import read_grid
 
-    study = comparison(open_domains(domains), models, reference, refit=refit)
-    carry_out(study, "comparison", path, recipe, overrides, seeds, jobs)
+    tuned = read_grid(grid)
+    study = comparison(open_domains(domains), models, reference, refit=refit, tuned=tuned)
+    carry_out(study, "comparison", path, recipe, overrides, seeds, jobs, grid=tuned)

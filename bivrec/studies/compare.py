@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.domain import Domain
@@ -16,11 +16,17 @@ VIEWS_OF_ONE = ("bivrec-id", "bivrec-mm", "bivrec")
 
 
 def comparison(
-    domains: Sequence[Domain], models: Sequence[str] = (), reference: str | None = None, *, refit: bool = False
+    domains: Sequence[Domain],
+    models: Sequence[str] = (),
+    reference: str | None = None,
+    *,
+    refit: bool = False,
+    tuned: Collection[tuple[str, str]] = (),
 ) -> Study:
     """The study of the named models (none: all that the Domain's features allow) on each Domain.
 
     reference: the model whose lead is tested (see `paired_tests`). refit: whether everything is to know the validation.
+    tuned: section and key of settings that each model is going to have of its own (see `tuning`).
     Raises BivrecError if a name is unknown, the reference is not among them, or a Domain lacks the features that a
     named model reads.
     """
@@ -38,10 +44,10 @@ def comparison(
     if reference is not None and reference not in names:
         raise BivrecError(f"--reference {reference}: not among the models, which are {', '.join(names)}")
     title = f"Comparison on {', '.join(domain.name for domain in domains)}"
-    return Study(title, tuple(entries), tuple(_notes(entries, refit)), refit=refit, reference=reference)
+    return Study(title, tuple(entries), tuple(_notes(entries, refit, tuned)), refit=refit, reference=reference)
 
 
-def _notes(entries: Sequence[Entry], refit: bool) -> Iterator[str]:
+def _notes(entries: Sequence[Entry], refit: bool, tuned: Collection[tuple[str, str]]) -> Iterator[str]:
     """What the reader of these rows must know."""
     names = list(dict.fromkeys(entry.name for entry in entries))
     views = [name for name in VIEWS_OF_ONE if name in names]
@@ -59,7 +65,8 @@ def _notes(entries: Sequence[Entry], refit: bool) -> Iterator[str]:
             "Where the recipe has model.repeat_bias, BiVRec alone learns how readily users repeat: see the tables with "
             "seen items removed for what else it knows."
         )
-    if len(others) + bool(views) > 1 and not refit:
+    of_one_budget = not (refit or {("training", "steps"), ("training", "batch_size")} & set(tuned))
+    if len(others) + bool(views) > 1 and of_one_budget:
         yield "All train for as many steps of as many sequences."
     if whole:
         reads = "reads a history as a whole and learns" if len(whole) == 1 else "read a history as a whole and learn"

@@ -15,6 +15,7 @@ from bivrec.studies.plots import plot_study
 from bivrec.studies.significance import check_libraries
 from bivrec.studies.study import Measured, Study, Workshop
 from bivrec.studies.tables import tables_of, write_tables
+from bivrec.studies.tuning import Grid, study_of, trials, tune
 from bivrec.training.run import MARKS as RUN_MARKS
 
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
@@ -30,6 +31,7 @@ def carry_out(
     recipe: Mapping[str, Any],
     seeds: Sequence[int],
     *,
+    grid: Grid | None = None,
     parallel: int = 1,
     report: Callable[[str], None] = lambda line: None,
     finish: Finish | None = None,
@@ -37,6 +39,7 @@ def carry_out(
 ) -> dict[str, str]:
     """Train what `path` lacks, rank with everything, and write NAME.md, .csv, .tex and .png there.
 
+    grid: settings of which each model takes what is best on the validation users with the first seed.
     finish: adds columns to what was measured. Returns what failed, with the complaints; the tables hold the rest.
     Started again with the same arguments it goes on where it stopped; more models, Domains and seeds may be asked then.
     Raises BivrecError if `path` holds Runs with other settings, another process carries out a study there, it is a
@@ -45,11 +48,15 @@ def carry_out(
     check_libraries(LIBRARIES)
     _check_place(path)
     workshop = Workshop(path, recipe, seeds, study.refit)
+    tuning = Workshop(path, recipe, seeds[:1])
     # What cannot be carried out leaves no folder.
-    workshop.plan(study)
+    workshop.plan(study_of(trials(study, grid), study) if grid else study)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        failed = workshop.train(study, parallel, report)
+        failed: dict[str, str] = {}
+        if grid:
+            study, failed = tune(study, grid, tuning, parallel, report)
+        failed |= workshop.train(study, parallel, report)
         measured = workshop.measure(study, failed, report)
         if finish is not None:
             measured = finish(workshop, measured)

@@ -77,6 +77,8 @@ class Entry:
     """What it is compared within: rows of one Domain and group make a table. Its name is unique there."""
     place: Place | None = None
     """Where it stands in a picture of lines or a heat map."""
+    chosen: str = ""
+    """Settings that it has of its own, chosen on the validation users."""
 
     @property
     def label(self) -> str:
@@ -194,6 +196,8 @@ class Workshop:
         """The complete configuration of a training. Raises BivrecError if it contradicts itself or the Domain."""
         values = lay_over(self._recipe, training.overrides, {"training": {"seed": seed}})
         config = config_from_dict(values, f"{training.name} on {training.domain.name}")
+        if config.training.with_validation:
+            raise BivrecError("training.with_validation: a study chooses by the validation users; leave it out")
         return with_features_of(training.domain, config)[0]
 
     def run_path(self, training: Training, seed: int) -> Path:

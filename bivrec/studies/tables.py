@@ -84,6 +84,7 @@ def _cells(table: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
         text["p (t-test)"] = _p(p_values.t_test) if p_values else ""
         text["p (bootstrap)"] = _p(p_values.bootstrap) if p_values else ""
         text |= {column: mean_and_deviation(values) for column, values in row.more.items()}
+        text["chosen"] = row.entry.chosen
         text["seconds"] = "" if row.seconds is None else f"{row.seconds:.0f}"
         text["parameters"] = "" if row.parameters is None else f"{row.parameters:,}"
         if not table.remove_seen:
@@ -153,6 +154,7 @@ def _csv(study: Study, tables: Sequence[Table]) -> str:
             line["p t-test"] = p_values.t_test if p_values else None
             line["p bootstrap"] = p_values.bootstrap if p_values else None
             line |= {column: values.mean() for column, values in row.more.items()}
+            line |= {"chosen": row.entry.chosen} if row.entry.chosen else {}
             line["seconds"] = row.seconds
             line["parameters"] = row.parameters
             paper = {} if table.remove_seen else row.entry.paper
