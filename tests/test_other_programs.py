@@ -8,7 +8,7 @@ import datasets
 import pandas as pd
 import pytest
 import torch
-from stages import bivrec, succeed
+from stages import bivrec, in_subprocess, succeed
 
 from bivrec.data.domain import Domain
 from bivrec.evaluation.lists import evaluate_lists, read_lists
@@ -25,6 +25,19 @@ def tables(source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "tables"
     succeed("export", source.path, "--to", folder)
     return folder
+
+
+def test_a_signal_to_end_leaves_nothing_half_written(source: Domain, tmp_path: Path) -> None:
+    """As from a supervisor, in the middle of the work."""
+    program = (
+        "import os, signal, sys\n"
+        "from bivrec import cli, export\n"
+        "export._interactions = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+    ended = in_subprocess("-c", program, "export", source.path, "--to", tmp_path / "new/tables")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def sequences_in(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
+import threading
 
 import click
 
@@ -77,3 +79,11 @@ def main() -> None:
 
     DOMAIN is a folder that `prepare` made, or hub:ORG/NAME[@REVISION] on the Hugging Face Hub.
     """
+    # Only the main thread may set handlers.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, frame: object) -> None:
+    """End as an error does, so that what is half-written is removed; a training saves instead."""
+    sys.exit(128 + number)
