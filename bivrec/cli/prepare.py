@@ -141,6 +141,22 @@ def taobao(path: Path, behaviours: tuple[str, ...], **options: Any) -> None:
 
 
 @prepare.command()
+@click.argument("path", type=FOLDER)
+@click.option("--attributes", type=FOLDER, help="JSON file of the items' attributes, {ITEM: [ATTRIBUTE, ...]}.")
+@_domain_options
+def sequences(path: Path, attributes: Path | None, **options: Any) -> None:
+    """Prepare a file of sequences, a user a line: USER ITEM ITEM ..., oldest first, as S3-Rec publishes them.
+
+    Attributes become the texts of the items.
+    """
+    from bivrec.data.sequence_lines import read_sequence_lines
+
+    if (options["split"] or "").startswith("temporal"):
+        raise BivrecError("--split temporal: the file has no times; choose leave-one-out or shares of the users")
+    _prepare(partial(read_sequence_lines, path, attributes), **options)
+
+
+@prepare.command()
 @click.option("--interactions", required=True, type=FOLDER, help="Table of interactions: a file, or a folder of parts.")
 @click.option("--items", type=FOLDER, help="Table of items: a file, or a folder of parts.")
 @images_option
