@@ -91,6 +91,17 @@ def test_the_metrics_are_those_of_a_slow_ranking(domain: Domain, shop: Path) -> 
         assert 0 < np.mean(gains) < np.mean(hits) < 1
 
 
+def test_what_is_the_same_is_told_once(domain: Domain, source: Domain) -> None:
+    options = ("--floor", "item-knn", "--floor", "popularity", "--k", 5, "--test")
+    told = succeed("evaluate", domain.path, *options)
+    for head in (line for line in told.splitlines() if line.startswith(("model", "p (t-test)"))):
+        assert head.split()[-3:] == ["recall@5", "ndcg@5", "mrr@5"]
+    assert "with one target for each user hr is recall, and ndcg_hits is ndcg" in told
+    told = succeed("evaluate", source.path, *options)
+    assert "hr@5" in told
+    assert "one target" not in told
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_asks_for_the_last_item_that_it_has(domain: Domain, shop: Path, split: str, tmp_path: Path) -> None:
     options = ("--floor", "item-knn", "--split", split)
@@ -98,7 +109,7 @@ def test_every_split_asks_for_the_last_item_that_it_has(domain: Domain, shop: Pa
     asked = {user for user, items in items_of_split(domain, split).items() if len(items) >= 2}
     assert f"{len(asked)} {split} users of shop (leave-one-out)" in said
     # Of the whole catalogue ranked, every target is found.
-    assert f"hr@{domain.num_items}" in said
+    assert f"recall@{domain.num_items}" in said
     assert " 100.00 " in said
 
 

@@ -254,7 +254,16 @@ def _p_values(
 
 
 def _echo_table(told: Mapping[str, Any]) -> None:
-    click.echo(results_table(told["results"], "model"))
+    from bivrec.data.info import LEAVE_ONE_OUT
+
+    one_target = told["protocol"] == LEAVE_ONE_OUT
+    metrics = [
+        metric
+        for metric in next(iter(told["results"].values()))
+        if not (one_target and metric.startswith(("hr@", "ndcg_hits@")))
+    ]
+    shown = {name: {metric: of_row[metric] for metric in metrics} for name, of_row in told["results"].items()}
+    click.echo(results_table(shown, "model"))
     for name, weight in told["id_weights"].items():
         click.echo(f"{name} = {mixture(weight)}")
     skipped = f", {told['skipped_users']} with fewer than 2 items left out" if told["skipped_users"] else ""
@@ -263,8 +272,11 @@ def _echo_table(told: Mapping[str, Any]) -> None:
         f"{told['items']} items ranked"
     )
     click.echo(_protocol(told["remove_seen"], told["cold"]))
+    if one_target:
+        click.echo("with one target for each user hr is recall, and ndcg_hits is ndcg")
     if "p_values" in told:
-        click.echo(p_table(list(told["results"]), told["p_values"], told["reference"]))
+        tests = {metric: told["p_values"][metric] for metric in metrics}
+        click.echo(p_table(list(told["results"]), tests, told["reference"]))
     if "by_popularity" in told:
         _echo_by_popularity(told["by_popularity"], told["reference"])
 
