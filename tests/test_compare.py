@@ -219,6 +219,19 @@ def test_a_model_that_was_named_is_tested(target: Domain, tmp_path: Path) -> Non
         comparison([target], ("popularity", "item-knn"), "sasrec")
 
 
+def test_lists_of_another_length(compared: Path, target: Domain, tmp_path: Path) -> None:
+    study = shutil.copytree(compared, tmp_path / "study")
+    compare(target.path, "--models", MODELS, "--seeds", "0,1", "--k", 5, "--to", study)
+    users = EvaluationUsers.from_sequences(target.sequences("test"))
+    expected = evaluate(fit_floor("item-knn", target), users, (5,)).metrics
+    (line,) = (line for line in lines(study) if line["model"] == "item-knn" and line["seen"] == "kept")
+    for metric in ("recall@5", "ndcg@5", "ndcg_hits@5", "hr@5"):
+        assert float(line[metric]) == pytest.approx(100 * expected[metric])
+    text = (study / "comparison.md").read_text()
+    assert "p: recall@5 of" in text
+    assert "@20" not in text
+
+
 def test_the_picture(compared: Path) -> None:
     assert (compared / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

@@ -22,6 +22,7 @@ MODELS_HELP = (
 @click.option("--models", multiple=True, callback=comma_list, metavar="NAME,...", help=MODELS_HELP)
 @click.option("--reference", metavar="NAME",
               help="The model whose lead is tested, if it was named in advance.  [default: the best]")  # fmt: skip
+@click.option("--k", type=click.IntRange(1, 1 << 31), default=20, help="Length of the lists.")
 @click.option("--refit", is_flag=True, help="Rank with a second training of each, on the validation too.")
 @click.option("--tune", "grid", multiple=True, metavar="KEY=[VALUE,...]",
               help="Try these values of a setting for every model with the first seed, and let each keep its best on "
@@ -32,6 +33,7 @@ def compare(
     domains: tuple[Path | str, ...],
     models: tuple[str, ...],
     reference: str | None,
+    k: int,
     refit: bool,
     grid: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -52,5 +54,5 @@ def compare(
     from bivrec.studies.tuning import read_grid
 
     tuned = read_grid(grid)
-    study = comparison(open_domains(domains), models, reference, refit=refit, tuned=tuned)
+    study = comparison(open_domains(domains), models, reference, k=k, refit=refit, tuned=tuned)
     carry_out(study, "comparison", path, recipe, overrides, seeds, jobs, grid=tuned)

@@ -20,12 +20,14 @@ def comparison(
     models: Sequence[str] = (),
     reference: str | None = None,
     *,
+    k: int = 20,
     refit: bool = False,
     tuned: Collection[tuple[str, str]] = (),
 ) -> Study:
     """The study of the named models (none: all that the Domain's features allow) on each Domain.
 
-    reference: the model whose lead is tested (see `paired_tests`). refit: whether everything is to know the validation.
+    reference: the model whose lead is tested (see `paired_tests`). k: length of the lists.
+    refit: whether everything is to know the validation.
     tuned: section and key of settings that each model is going to have of its own (see `tuning`).
     Raises BivrecError if a name is unknown, the reference is not among them, or a Domain lacks the features that a
     named model reads.
@@ -39,12 +41,13 @@ def comparison(
         for name in models or fitting:
             if name not in fitting:
                 raise BivrecError(f"--models {name}: {domain.path} has no features; run `bivrec encode {domain.path}`")
-            entries.append(_entry(domain, name))
+            entries.append(_entry(domain, name, k))
     names = list(dict.fromkeys(entry.name for entry in entries))
     if reference is not None and reference not in names:
         raise BivrecError(f"--reference {reference}: not among the models, which are {', '.join(names)}")
     title = f"Comparison on {', '.join(domain.name for domain in domains)}"
-    return Study(title, tuple(entries), tuple(_notes(entries, refit, tuned)), refit=refit, reference=reference)
+    notes = tuple(_notes(entries, refit, tuned))
+    return Study(title, tuple(entries), notes, k=k, refit=refit, reference=reference)
 
 
 def _notes(entries: Sequence[Entry], refit: bool, tuned: Collection[tuple[str, str]]) -> Iterator[str]:
@@ -83,11 +86,12 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _entry(domain: Domain, name: str) -> Entry:
+def _entry(domain: Domain, name: str, k: int) -> Entry:
     if name in FLOORS:
         return Entry(name, domain, name)
     system = SYSTEMS[name]
-    paper = table1(system.paper_row, name_in_paper(domain.info)) if system.paper_row else {}
+    figures = table1(system.paper_row, name_in_paper(domain.info)) if system.paper_row else {}
+    paper = {metric: figure for metric, figure in figures.items() if metric.endswith(f"@{k}")}
     return Entry(name, domain, _training(domain, system), system.view, paper=paper)
 
 

@@ -9,11 +9,9 @@ from typing import Any
 from bivrec.plots import BLUE, GREY, load_pyplot, save_figure
 from bivrec.studies.study import Measured, Place, Study
 
-RECALL = "recall@20"
-
 
 def plot_study(path: Path, study: Study, measured: Sequence[Measured]) -> None:
-    """Recall@20 of every row with seen items kept, one panel for each Domain; whiskers: deviation over seeds; PNG."""
+    """Recall of every row with seen items kept, one panel for each Domain; whiskers: deviation over seeds; PNG."""
     pyplot = load_pyplot()
     rows = _by_domain(study, measured)
     height = 0.32 * max(map(len, rows.values())) + 1.2
@@ -23,7 +21,7 @@ def plot_study(path: Path, study: Study, measured: Sequence[Measured]) -> None:
     for axes, (name, own) in zip(panels[0], rows.items(), strict=True):
         groups = list(dict.fromkeys(row.entry.group for row in own))
         own.sort(key=lambda row: groups.index(row.entry.group))
-        means, spread = zip(*(_recall(row) for row in own), strict=True)
+        means, spread = zip(*(_recall(row, study.tested) for row in own), strict=True)
         names = [row.entry.label for row in own]
         floors = [isinstance(row.entry.ranked_by, str) for row in own]
         bars = axes.barh(
@@ -33,10 +31,10 @@ def plot_study(path: Path, study: Study, measured: Sequence[Measured]) -> None:
             color=[GREY if floor else BLUE for floor in floors],
         )
         axes.bar_label(bars, fmt="%.2f", padding=3)
-        _mark_paper(axes, [row.entry.paper.get(RECALL) for row in own])
+        _mark_paper(axes, [row.entry.paper.get(study.tested) for row in own])
         axes.set_yticks(range(len(own)), names)
         axes.invert_yaxis()
-        axes.set_xlabel(f"{RECALL} (%)")
+        axes.set_xlabel(f"{study.tested} (%)")
         axes.set_title(f"{name}, {study.split} users, seen items kept")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.14)
@@ -52,7 +50,7 @@ def _mark_paper(axes: Any, figures: Sequence[float | None]) -> None:
 
 
 def plot_lines(path: Path, study: Study, measured: Sequence[Measured], *, x_label: str) -> None:
-    """Recall@20 with seen items kept, one panel for each Domain and one line for each series of the rows; PNG."""
+    """Recall with seen items kept, one panel for each Domain and one line for each series of the rows; PNG."""
     pyplot = load_pyplot()
     domains = _by_domain(study, measured)
     figure, panels = pyplot.subplots(
@@ -62,13 +60,13 @@ def plot_lines(path: Path, study: Study, measured: Sequence[Measured], *, x_labe
         places = list(dict.fromkeys(_place(row).x for row in rows))
         for series in dict.fromkeys(_place(row).series for row in rows):
             line = [row for row in rows if _place(row).series == series]
-            means, spread = zip(*(_recall(row) for row in line), strict=True)
+            means, spread = zip(*(_recall(row, study.tested) for row in line), strict=True)
             xs = [places.index(_place(row).x) for row in line]
             dashed = "--" if isinstance(line[0].entry.ranked_by, str) else "-"
             axes.errorbar(xs, means, yerr=spread if any(spread) else None, fmt=f"o{dashed}", capsize=3, label=series)
         axes.set_xticks(range(len(places)), places)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(f"{RECALL} (%)")
+        axes.set_ylabel(f"{study.tested} (%)")
         axes.set_title(f"{name}, {study.split} users, seen items kept")
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -77,7 +75,7 @@ def plot_lines(path: Path, study: Study, measured: Sequence[Measured], *, x_labe
 
 
 def plot_heat_maps(path: Path, study: Study, measured: Sequence[Measured]) -> None:
-    """Recall@20 with seen items kept over two settings, one row for each Domain and one map for each panel; PNG."""
+    """Recall with seen items kept over two settings, one row for each Domain and one map for each panel; PNG."""
     pyplot = load_pyplot()
     domains = _by_domain(study, measured)
     maps = list(dict.fromkeys(_place(row).panel for row in measured))
@@ -85,7 +83,7 @@ def plot_heat_maps(path: Path, study: Study, measured: Sequence[Measured]) -> No
     figure, panels = pyplot.subplots(len(domains), len(maps), figsize=size, layout="constrained", squeeze=False)
     for row_of_axes, (domain, rows) in zip(panels, domains.items(), strict=True):
         for axes, panel in zip(row_of_axes, maps, strict=True):
-            shown = {_place(row): _recall(row)[0] for row in rows if _place(row).panel == panel}
+            shown = {_place(row): _recall(row, study.tested)[0] for row in rows if _place(row).panel == panel}
             cells = {(place.series, place.x): value for place, value in shown.items()}
             ys, xs = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
             grid = [[cells.get((y, x), float("nan")) for x in xs] for y in ys]
@@ -98,7 +96,7 @@ def plot_heat_maps(path: Path, study: Study, measured: Sequence[Measured]) -> No
             axes.set_yticks(range(len(ys)), ys)
             axes.set_xlabel(panel[0])
             axes.set_ylabel(panel[1])
-            axes.set_title(f"{domain}, {study.split} users: {RECALL} (%)")
+            axes.set_title(f"{domain}, {study.split} users: {study.tested} (%)")
     save_figure(figure, path)
 
 
@@ -134,7 +132,7 @@ def _place(row: Measured) -> Place:
     return row.entry.place
 
 
-def _recall(row: Measured) -> tuple[float, float]:
+def _recall(row: Measured, metric: str) -> tuple[float, float]:
     """Mean over seeds and its standard deviation (0 for one seed), in percent, with seen items kept."""
-    values = 100 * row.kept[RECALL].mean(1)
+    values = 100 * row.kept[metric].mean(1)
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0

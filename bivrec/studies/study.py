@@ -32,7 +32,6 @@ from bivrec.training.run import Run
 PerUser = npt.NDArray[np.float64]
 PerSeed = npt.NDArray[np.float64]
 Overrides = Mapping[str, Mapping[str, Any]]
-K = 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,8 @@ class Study:
     """What a reader must know, and what was left out and why."""
     split: str = "test"
     """Whose users are asked."""
+    k: int = 20
+    """Length of the lists."""
     refit: bool = False
     """Whether what is ranked was trained on the validation too, by what a training without that had told."""
     reference: str | None = None
@@ -104,6 +105,16 @@ class Study:
     """How everything was trained, in a sentence."""
     command: str = ""
     """What was typed."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns of its tables."""
+        return tuple(f"{name}@{self.k}" for name in ("recall", "ndcg", "ndcg_hits", "hr"))
+
+    @property
+    def tested(self) -> str:
+        """The metric whose differences are tested, and that pictures show."""
+        return self.metrics[0]
 
     @property
     def trainings(self) -> list[Training]:
@@ -232,7 +243,8 @@ class Workshop:
             first = study.entries[group[0]]
             report(f"ranking {first.domain.name}: {', '.join(study.entries[index].label for index in group)}")
             try:
-                measured = self._measure([study.entries[index] for index in group], users[first.domain.path])
+                entries = [study.entries[index] for index in group]
+                measured = self._measure(entries, users[first.domain.path], study.k)
             except BivrecError as fault:
                 failed |= {f"{first.domain.name}: {study.entries[index].label}": str(fault) for index in group}
                 report(str(fault))
@@ -240,21 +252,21 @@ class Workshop:
                 found |= dict(zip(group, measured, strict=False))
         return [found[index] for index in sorted(found)]
 
-    def _measure(self, entries: Sequence[Entry], users: EvaluationUsers) -> list[Measured]:
+    def _measure(self, entries: Sequence[Entry], users: EvaluationUsers, k: int) -> list[Measured]:
         """Entries that one floor, or one training on one Domain, ranks."""
         domain, ranked_by = entries[0].domain, entries[0].ranked_by
         if isinstance(ranked_by, str):
             # It may know what the others know.
             known = RefitDomain(domain) if self._refit else domain
             scorer = next(named_scorers(known, floors=(ranked_by,))).scorer
-            return [Measured(entry, (), *_both_ways([_rank(scorer, entry, users)]), None, None) for entry in entries]
+            return [Measured(entry, (), *_both_ways([_rank(scorer, entry, users, k)]), None, None) for entry in entries]
         ranked: list[list[tuple[EvaluationResult, EvaluationResult]]] = [[] for _ in entries]
         seeds, weights = [], []
         for seed, model in self.models(ranked_by, domain):
             seeds.append(seed)
             weights += [float(model.id_weight)] if len(model.views) > 1 else []
             for results, entry in zip(ranked, entries, strict=True):
-                results.append(_rank(ModelScorer(model, entry.view), entry, users))
+                results.append(_rank(ModelScorer(model, entry.view), entry, users, k))
         if not seeds:
             return []
         runs = [run for _, run in self.finished(ranked_by)]
@@ -301,10 +313,10 @@ def _by_model(entries: Sequence[Entry]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _rank(scorer: Scorer, entry: Entry, users: EvaluationUsers) -> tuple[EvaluationResult, EvaluationResult]:
+def _rank(scorer: Scorer, entry: Entry, users: EvaluationUsers, k: int) -> tuple[EvaluationResult, EvaluationResult]:
     """With seen items kept, and removed."""
     asked = users if entry.last is None else users.cold_start(entry.last)
-    return evaluate(scorer, asked, (K,)), evaluate(scorer, asked, (K,), remove_seen=True)
+    return evaluate(scorer, asked, (k,)), evaluate(scorer, asked, (k,), remove_seen=True)
 
 
 def _both_ways(

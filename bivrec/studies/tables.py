@@ -14,11 +14,7 @@ from bivrec.data.domain import Domain
 from bivrec.data.info import LEAVE_ONE_OUT
 from bivrec.files import new_file
 from bivrec.studies.significance import PValues, paired_tests
-from bivrec.studies.study import K, Measured, Study
-
-METRICS = tuple(f"{name}@{K}" for name in ("recall", "ndcg", "ndcg_hits", "hr"))
-TESTED = METRICS[0]
-"""The metric whose differences are tested."""
+from bivrec.studies.study import Measured, Study
 
 _MARKDOWN = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
 _LATEX = {"best": "textbf:--rwrap;", "second": "underline:--rwrap;", "": ""}
@@ -54,7 +50,7 @@ def tables_of(study: Study, measured: Sequence[Measured]) -> list[Table]:
     tables = []
     for (_, group), rows in groups.items():
         for remove_seen in (False, True):
-            users = {row.entry.name: row.per_user(remove_seen)[TESTED].mean(0) for row in rows}
+            users = {row.entry.name: row.per_user(remove_seen)[study.tested].mean(0) for row in rows}
             # It may have failed.
             reference = study.reference if study.reference in users else None
             tables.append(Table(rows[0].entry.domain, group, remove_seen, tuple(rows), paired_tests(users, reference)))
@@ -74,13 +70,13 @@ def mean_and_deviation(values: np.ndarray) -> str:
     return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def _cells(table: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _cells(study: Study, table: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Texts of a table, and which of them are the `best` and the `second` of their column."""
     texts, ranks = [], []
     for row in table.rows:
         means = table.means(row)
         p_values = table.p_values.get(row.entry.name)
-        text: dict[str, str] = {metric: mean_and_deviation(means[metric]) for metric in METRICS}
+        text: dict[str, str] = {metric: mean_and_deviation(means[metric]) for metric in study.metrics}
         text["p (t-test)"] = _p(p_values.t_test) if p_values else ""
         text["p (bootstrap)"] = _p(p_values.bootstrap) if p_values else ""
         text |= {column: mean_and_deviation(values) for column, values in row.more.items()}
@@ -90,13 +86,13 @@ def _cells(table: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not table.remove_seen:
             text |= {f"paper {metric}": f"{figure:.2f}" for metric, figure in row.entry.paper.items()}
         texts.append(text)
-        ranks.append({metric: round(float(means[metric].mean()), 2) for metric in METRICS})
+        ranks.append({metric: round(float(means[metric].mean()), 2) for metric in study.metrics})
     names = pd.Index([row.entry.name for row in table.rows], name="model")
     frame = pd.DataFrame(texts, index=names).fillna("")
     frame = frame.loc[:, (frame != "").any()]
     ordered = pd.DataFrame(ranks, index=names).rank(ascending=False, method="min")
     emphasis = pd.DataFrame("", index=names, columns=frame.columns)
-    emphasis[list(METRICS)] = ordered.map(lambda rank: {1: "best", 2: "second"}.get(rank, ""))
+    emphasis[list(study.metrics)] = ordered.map(lambda rank: {1: "best", 2: "second"}.get(rank, ""))
     return frame, emphasis
 
 
@@ -107,7 +103,7 @@ def _p(value: float) -> str:
 def _markdown(study: Study, tables: Sequence[Table]) -> str:
     parts = [f"# {study.title}", study.settings, f"```\n{study.command}\n```" if study.command else ""]
     for table in tables:
-        frame, emphasis = _cells(table)
+        frame, emphasis = _cells(study, table)
         marked = pd.DataFrame(
             {column: [_MARKDOWN[e].format(t) for t, e in zip(frame[column], emphasis[column], strict=True)]
              for column in frame},
@@ -122,7 +118,7 @@ def _markdown(study: Study, tables: Sequence[Table]) -> str:
 def _latex(study: Study, tables: Sequence[Table]) -> str:
     parts, settings = [], study.settings.replace("`", "")
     for table in tables:
-        frame, emphasis = _cells(table)
+        frame, emphasis = _cells(study, table)
         frame.index.name = None
         styler = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
         styler = styler.apply(lambda _, emphasis=emphasis: emphasis.map(_LATEX.__getitem__), axis=None)
@@ -158,7 +154,7 @@ def _csv(study: Study, tables: Sequence[Table]) -> str:
             line["seconds"] = row.seconds
             line["parameters"] = row.parameters
             paper = {} if table.remove_seen else row.entry.paper
-            lines.append(line | {f"paper {metric}": paper.get(metric) for metric in METRICS})
+            lines.append(line | {f"paper {metric}": paper.get(metric) for metric in study.metrics})
     frame = pd.DataFrame(lines).astype({"parameters": "Int64"})
     text: str = frame.to_csv(index=False)
     return text
@@ -182,8 +178,9 @@ def _caption(study: Study, table: Table) -> str:
         tested = next(row.entry.name for row in table.rows if row.entry.name not in table.p_values)
         corrected = "the other models, with this one named in advance" if tested == study.reference else "all pairs"
         parts.append(
-            f"p: {TESTED} of {tested} against each other model, paired over users (means over seeds), Holm-corrected "
-            f"over {corrected}; the trainings are taken as they are, what other seeds would change is not in it."
+            f"p: {study.tested} of {tested} against each other model, paired over users (means over seeds), "
+            f"Holm-corrected over {corrected}; the trainings are taken as they are, what other seeds would change is "
+            "not in it."
         )
     return " ".join(parts)
 
