@@ -13,7 +13,7 @@ from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.training.fit import fit
+from bivrec.training.fit import Origin, fit
 from bivrec.training.run import Run, fresh_model
 
 FREE_MODEL_SETTINGS = (
@@ -85,9 +85,7 @@ def finetune(
         config,
         features,
         make_model,
-        started_from=None if from_scratch else tower.source,
-        known_items=() if from_scratch else tower.item_sketch,
-        pretrained=() if from_scratch else transferred_views(config),
+        origin=None if from_scratch else Origin(tower.source, transferred_views(config), tower.item_sketch),
         overwrite=overwrite,
         tracker=tracker,
     )

@@ -10,7 +10,7 @@ from bivrec.config import MODALITIES, Config
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
-from bivrec.training.fit import fit
+from bivrec.training.fit import Origin, fit
 from bivrec.training.run import Run, fresh_model
 
 
@@ -68,8 +68,7 @@ def resume(path: Path, tracker: str | None = None) -> Run:
         run.config,
         run.feature_specs,
         lambda: fresh_model(run.config, domain, run.feature_specs, reader=str(path)),
-        # Only a tower that came from elsewhere has a learning rate of its own.
-        pretrained=transferred_views(run.config) if run.info.started_from else (),
+        origin=Origin(run.info.started_from, transferred_views(run.config)) if run.info.started_from else None,
         resume=True,
         tracker=tracker,
     )

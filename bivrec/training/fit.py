@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,18 @@ HALF_TRUSTED = 2
 """Training interactions of an item for which the ID view counts half of what it counts for others."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The published tower that a training starts from."""
+
+    source: dict[str, Any]
+    """Its name, commit on the Hub, and checksum of its weights."""
+    views: tuple[str, ...]
+    """Those whose towers have its weights."""
+    item_sketch: Sequence[str] = ()
+    """Of the items that it was trained on (see `data.sketch`)."""
+
+
 def fit(
     stage: str,
     domain: Domain,
@@ -50,9 +62,7 @@ def fit(
     features: Mapping[str, FeatureSpec],
     make_model: Callable[[], BiVRecNetwork],
     *,
-    started_from: dict[str, Any] | None = None,
-    known_items: Sequence[str] = (),
-    pretrained: tuple[str, ...] = (),
+    origin: Origin | None = None,
     overwrite: bool = False,
     resume: bool = False,
     tracker: str | None = None,
@@ -60,7 +70,7 @@ def fit(
     """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
 
     features: specification of what the multimodal view reads, by modality; none for the ID view alone.
-    known_items: sketch (see `data.sketch`) of those that the tower from which the training starts was trained on.
+    origin: None if all weights are fresh.
     Raises BivrecError if `path` exists (unless `overwrite` or `resume`), another process trains it, the Domain has no
     user to evaluate, or the training fails.
     """
@@ -86,13 +96,13 @@ def fit(
             if len(model.views) > 1:
                 model.id_weight.fill_(config.training.id_weight)
                 model.id_trust.copy_(counts / (counts + HALF_TRUSTED))
-        trainer = Trainer(model, domain, config, accelerator, pretrained)
+        trainer = Trainer(model, domain, config, accelerator, origin.views if origin else ())
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
             if accelerator.is_main_process and not resume:
                 if path.exists() and not there:
                     raise BivrecError(f"{path}: another process has made it meanwhile; choose another --to")
-                info = _run_info(stage, domain, config, features, started_from, known_items, accelerator)
+                info = _run_info(stage, domain, config, features, origin, accelerator)
                 # What is replaced is locked once more.
                 locks.close()
                 Run.create(path, info, domain.item_ids(), overwrite and there)
@@ -159,8 +169,7 @@ def _run_info(
     domain: Domain,
     config: Config,
     features: Mapping[str, FeatureSpec],
-    started_from: dict[str, Any] | None,
-    known_items: Sequence[str],
+    origin: Origin | None,
     accelerator: Accelerator,
 ) -> RunInfo:
     program = Path(sys.argv[0]).name
@@ -170,7 +179,7 @@ def _run_info(
         config=config.to_dict(),
         domain=domain_record(domain),
         features={name: asdict(spec) for name, spec in features.items()},
-        started_from=started_from,
+        started_from=origin.source if origin else None,
         command=shlex.join(["bivrec" if program == "__main__.py" else program, *sys.argv[1:]]),
         versions={name: importlib.metadata.version(name) for name in ("bivrec", "torch", "accelerate")},
         hardware={
@@ -178,7 +187,7 @@ def _run_info(
             "processes": accelerator.num_processes,
             "threads": torch.get_num_threads(),
         },
-        item_sketch=join_sketches(item_sketch(domain), known_items),
+        item_sketch=join_sketches(item_sketch(domain), origin.item_sketch if origin else ()),
     )
 
 
