@@ -15,6 +15,9 @@ from bivrec.evaluation.ranking import Restricted, Scorer, top_k
 from bivrec.scorers import recommender
 from bivrec.training.run import MARKS
 
+USERS_AT_ONCE = 256
+"""Each takes a score for every item."""
+
 
 class Recommended(NamedTuple):
     """An item of a list."""
@@ -62,13 +65,15 @@ class Recommender:
             raise BivrecError(f"k = {k}: expected 1 to {len(self.item_ids)}, the number of items")
         known = [self._known(history) for history in histories]
         asked = [torch.tensor(items) for items in known if items]
-        if not asked:
-            return [[] for _ in known]
         scorer = self._scorer if only is None else Restricted(self._scorer, self._allowed(only))
-        seen = pad_sequence(asked, batch_first=True, padding_side="left")
-        recent = seen if scorer.max_history is None else seen[:, -scorer.max_history :]
-        lists = zip(*(part.tolist() for part in top_k(scorer, recent, k, seen if remove_seen else None)), strict=True)
-        return [self._described(*next(lists)) if items else [] for items in known]
+        lists: list[list[Recommended]] = []
+        for first in range(0, len(asked), USERS_AT_ONCE):
+            seen = pad_sequence(asked[first : first + USERS_AT_ONCE], batch_first=True, padding_side="left")
+            recent = seen if scorer.max_history is None else seen[:, -scorer.max_history :]
+            found = (part.tolist() for part in top_k(scorer, recent, k, seen if remove_seen else None))
+            lists += [self._described(*row) for row in zip(*found, strict=True)]
+        rows = iter(lists)
+        return [next(rows) if items else [] for items in known]
 
     def _known(self, history: Sequence[str]) -> list[int]:
         if isinstance(history, str):

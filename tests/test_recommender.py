@@ -6,6 +6,7 @@ import pytest
 from stages import succeed
 
 from bivrec import BivrecError, Domain, Recommender
+from bivrec import recommender as module
 from bivrec.data.histories import users_of_split
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.recommend import recommend
@@ -46,6 +47,20 @@ def test_a_list_depends_on_its_history_alone(recommender: Recommender, histories
     for history, expected in zip(some, together, strict=True):
         (alone,) = recommender.recommend([history], 5)
         assert [item for item, _ in alone] == [item for item, _ in expected]
+
+
+def test_many_histories_take_no_more_memory_than_some(
+    recommender: Recommender, histories: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*list(histories.values())[:5], [], *list(histories.values())[5:9]]
+    expected = recommender.recommend(asked, 5)
+    scored: list[int] = []
+    ranked = module.top_k
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 4)
+    monkeypatch.setattr(module, "top_k", lambda *given: (scored.append(len(given[1])), ranked(*given))[1])
+    found = recommender.recommend(asked, 5)
+    assert [[item for item, _ in own] for own in found] == [[item for item, _ in own] for own in expected]
+    assert scored == [4, 4, 1]
 
 
 def test_items_that_are_not_in_the_catalogue_are_skipped(recommender: Recommender) -> None:
