@@ -10,6 +10,9 @@ from stages import bivrec, settings
 
 from bivrec.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from bivrec.data.domain import Domain
+from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate
+from bivrec.evaluation.scorer import ModelScorer
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -68,6 +71,20 @@ def test_the_best_on_the_validation_users_is_compared(tuned: Path) -> None:
         expected = sum(result["id"]["recall@20"] for result in results) / 2
         assert float(row["recall@20"]) == pytest.approx(100 * expected)
         assert row["chosen"].startswith(f"learning_rate {chosen['learning_rate']}")
+
+
+def test_two_views_are_chosen_by_as_they_rank_in_the_end(target: Domain, tmp_path: Path) -> None:
+    """Their shares are fit when a training ends, and its best evaluation was with equal ones."""
+    compare(target.path, "--models", "bivrec", "--tune", RATES, "--to", tmp_path / "study")
+    users = EvaluationUsers.from_sequences(target.sequences("validation"))
+    shares: set[float] = set()
+    for line in lines(tmp_path / "study/tuning.csv"):
+        run = Run.open(tmp_path / f"study/runs/target/bivrec-learning_rate={line['learning_rate']}/seed-0")
+        model = run.load_model(target)
+        shares.add(float(model.id_weight))
+        expected = evaluate(ModelScorer(model, "both"), users, (20,)).metrics["recall@20"]
+        assert float(line["validation recall@20"]) == pytest.approx(100 * expected)
+    assert shares != {0.5}
 
 
 def test_the_table_says_what_was_chosen_and_of_what(tuned: Path) -> None:
