@@ -9,6 +9,7 @@ from stages import config, interrupt_at
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.pretrain import pretrain, resume
+from bivrec.training import loop, progress
 from bivrec.training.checkpoint import Progress
 from bivrec.training.progress import ProgressDisplay, duration
 from bivrec.training.run import Run
@@ -55,6 +56,20 @@ def test_without_a_terminal_every_evaluation_is_a_line(
     check(first.err.splitlines(), run, [2, 4])
     check(then.err.splitlines(), run, [6])
     assert first.out == then.out == ""
+
+
+def test_without_a_terminal_no_minute_is_silent(
+    source: Domain, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(training={"steps": 6, "evaluate_every": 3})
+    monkeypatch.setattr(loop, "REPORT_EVERY", 2)
+    pretrain(source, tmp_path / "in time", wanted)
+    assert [line.split()[1] for line in capfd.readouterr().err.splitlines()] == ["3/6", "6/6"]
+    monkeypatch.setattr(progress, "LONGEST_SILENCE", 0)
+    pretrain(source, tmp_path / "late", wanted)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["2/6", "3/6", "4/6", "6/6"]
+    assert re.fullmatch(r"step 2/6  loss [\d.]+  [\d.]+ steps/s  \d+ s left", lines[0])
 
 
 def test_on_a_terminal_there_is_a_bar(source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,8 @@ class Trainer:
                     means = report.means(step)
                     report = _Report()
                     self._log({"split": "train", **means})
+                    if not at_evaluation:
+                        display.reported(step, means["loss"])
                 stop = (at_evaluation or self._asks_after(step)) and self._any_process(interrupted())
                 if stop and not at_report:
                     # Not for the log: weights that are not finite must not replace those that are.
