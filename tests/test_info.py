@@ -26,6 +26,22 @@ def test_info_tells_what_a_folder_holds(source: Domain, pretrained: Run, tower: 
     assert "mm" in told
 
 
+@pytest.mark.parametrize(("users", "sparse"), [(19, True), (20, False)])
+def test_info_says_which_recipe_suits_how_often_items_are_had(tmp_path: Path, users: int, sparse: bool) -> None:
+    held_out = 2
+    rows = [f"{user},{item},{time}" for user in range(users + held_out) for time, item in enumerate("abcde")]
+    # An item more, that one training user had many times.
+    rows += [f"0,often,{5 + time}" for time in range(70)]
+    (tmp_path / "rows.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    split = f"{users}:1:1"
+    succeed("prepare", "tables", "--interactions", tmp_path / "rows.csv", "--split", split, "--to", tmp_path / "domain")
+    (line,) = (line for line in succeed("info", tmp_path / "domain").splitlines() if line.startswith("  of an item"))
+    counts = Domain.open(tmp_path / "domain").training_counts()[1:]
+    most = max(counts)
+    assert line.startswith(f"  of an item: median {users}, mean {sum(counts) / 6:.1f}, most {most} of these")
+    assert line.endswith("take the recipe sparse, or for the ID view alone amazon") is sparse
+
+
 def test_info_of_a_joint_model(pretrained: Run, tmp_path: Path) -> None:
     succeed("publish", pretrained.path, "--model", "joint", "--to", tmp_path / "joint")
     told = succeed("info", tmp_path / "joint")

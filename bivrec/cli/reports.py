@@ -19,6 +19,8 @@ TOLD_K = 20
 """Length of the lists of which results are told; results.json has others, which no terminal is wide enough for."""
 UNITS = (1, 10**3, 10**6)
 """Of timestamps, in a second."""
+SPARSE_BELOW = 20
+"""Median interactions of an item: of the Domains that were measured, those below have 1 to 9, the others 66 to 98."""
 EARLIEST = int(datetime(1980, 1, 1, tzinfo=UTC).timestamp())
 LATEST = int(datetime(2101, 1, 1, tzinfo=UTC).timestamp())
 """Between these seconds a timestamp is plausibly a date."""
@@ -46,6 +48,10 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
             f"  of a training user: median {np.median(lengths):g}, mean {lengths.mean():.1f}, "
             f"most {lengths.max():,} interactions"
         )
+        counts = domain.training_counts()[1:]
+        median = np.median(counts)
+        advice = ": take the recipe sparse, or for the ID view alone amazon" if median < SPARSE_BELOW else ""
+        click.echo(f"  of an item: median {median:g}, mean {counts.mean():.1f}, most {counts.max():,} of these{advice}")
     _echo_timestamps(domain)
     dropped = info.dropped
     by_the_core = (
