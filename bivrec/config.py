@@ -219,8 +219,8 @@ class TrainingConfig:
     )
     id_weight: float = _setting(
         0.5,
-        "share of the ID view where both views rank together; fit on the validation when the training has ended, "
-        "unless that was trained on",
+        "share of the ID view where both views rank together; fit with every evaluation on the validation users, "
+        "unless these are trained on",
         low=0.0,
         high=1.0,
     )

@@ -152,8 +152,8 @@ def test_a_training_that_has_not_ended_is_told(chain: Path, tmp_path: Path, monk
         result = bivrec(*command)
         assert result.exit_code == 0, result.output
         assert result.stderr == (
-            f"Warning: {run}: not ended (step 5 of 60): its weights are the best so far, and how its views rank "
-            f"together is not fit yet; go on with `bivrec pretrain --to '{run}' --resume`\n"
+            f"Warning: {run}: not ended (step 5 of 60): its weights are the best so far; "
+            f"go on with `bivrec pretrain --to '{run}' --resume`\n"
         )
         assert not bivrec(command[0], *(chain / "pretrained" if part == run else part for part in command[1:])).stderr
 

@@ -6,7 +6,7 @@ import torch
 from tiny_models import NUM_ITEMS, random_histories, tiny_model
 from torch import Tensor
 
-from bivrec.evaluation.fusion import WEIGHTS, evaluate_views, fit_id_weight
+from bivrec.evaluation.fusion import WEIGHTS, evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate, top_k
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
@@ -34,7 +34,7 @@ def users_who_choose(items: Tensor) -> EvaluationUsers:
 def test_the_view_that_predicts_the_users_gets_the_greater_weight(view: str, wide: bool) -> None:
     model = tiny_model(dropout=0.0)
     last_of_twenty = top_k(ModelScorer(model, view), HISTORIES, 20)[0][:, 12:]
-    fit_id_weight(model, users_who_choose(last_of_twenty))
+    evaluate_views(model, users_who_choose(last_of_twenty), (20,), fit=True)
     assert (float(model.id_weight) > 0.5) == wide
 
 
@@ -43,23 +43,26 @@ def test_no_other_weight_of_the_grid_has_a_better_recall() -> None:
     users = users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3)))
     trust = torch.linspace(1, 0, NUM_ITEMS + 1)
     model.id_trust.copy_(trust)
-    recalls = fit_id_weight(model, users)
+    found = evaluate_views(model, users, (20,), fit=True)
     chosen = round(float(model.id_weight), 1)
+    recalls = {}
     for weight in WEIGHTS:
         model.id_weight.fill_(weight)
-        assert evaluate(ModelScorer(model, "both"), users, (20,)).metrics["recall@20"] == recalls[weight]
-    assert recalls[chosen] == max(recalls.values())
+        recalls[weight] = evaluate(ModelScorer(model, "both"), users, (20,)).metrics["recall@20"]
+    assert found["both"].metrics["recall@20"] == recalls[chosen] == max(recalls.values())
+    assert len(set(recalls.values())) > 1
     assert model.id_trust.equal(trust)
 
 
+@pytest.mark.parametrize("fit", [False, True])
 @pytest.mark.parametrize("views", [("id",), ("mm",), ("id", "mm")])
-def test_views_beside_one_another_are_evaluated_as_alone(views: tuple[str, ...]) -> None:
+def test_views_beside_one_another_are_evaluated_as_alone(views: tuple[str, ...], fit: bool) -> None:
     model = tiny_model(views, repeat_bias=True)
     assert model.repeat_biases is not None
     with torch.no_grad():
         model.repeat_biases.copy_(torch.tensor([2.0, -3.0][: len(views)]))
     users = users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3)))
-    results = evaluate_views(model, users, (5, 20))
+    results = evaluate_views(model, users, (5, 20), fit=fit)
     assert tuple(results) == rankable_views(model)
     for view, result in results.items():
         alone = evaluate(ModelScorer(model, view), users, (5, 20))
@@ -69,7 +72,7 @@ def test_views_beside_one_another_are_evaluated_as_alone(views: tuple[str, ...])
 def test_views_that_agree_keep_an_even_share() -> None:
     model = tiny_model()
     twins = BiVRecNetwork({"id": model.tower("id"), "mm": model.tower("id")})
-    fit_id_weight(twins, users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3))))
+    evaluate_views(twins, users_who_choose(torch.randint(1, NUM_ITEMS + 1, (len(HISTORIES), 3))), (20,), fit=True)
     assert float(twins.id_weight) == 0.5
 
 

@@ -73,8 +73,7 @@ def test_the_best_on_the_validation_users_is_compared(tuned: Path) -> None:
         assert row["chosen"].startswith(f"learning_rate {chosen['learning_rate']}")
 
 
-def test_two_views_are_chosen_by_as_they_rank_in_the_end(target: Domain, tmp_path: Path) -> None:
-    """Their shares are fit when a training ends, and its best evaluation was with equal ones."""
+def test_two_views_are_chosen_by_how_they_rank_together(target: Domain, tmp_path: Path) -> None:
     compare(target.path, "--models", "bivrec", "--tune", RATES, "--to", tmp_path / "study")
     users = EvaluationUsers.from_sequences(target.sequences("validation"))
     shares: set[float] = set()

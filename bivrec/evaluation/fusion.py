@@ -4,42 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import EvaluationResult, evaluate, evaluate_each
 from bivrec.evaluation.scorer import ModelScorer, ModelScorers, rankable_views
 from bivrec.model.bivrec import BiVRecNetwork
 
-METRIC_K = 20
+SELECTION_METRIC = "recall@20"
+"""Of the validation users: what chooses checkpoints, and the shares of the views."""
 WEIGHTS = tuple(step / 10 for step in range(1, 10))
 
 
 def evaluate_views(
-    model: BiVRecNetwork, users: EvaluationUsers, ks: Sequence[int], accelerator: Accelerator | None = None
+    model: BiVRecNetwork,
+    users: EvaluationUsers,
+    ks: Sequence[int],
+    accelerator: Accelerator | None = None,
+    *,
+    fit: bool = False,
 ) -> dict[str, EvaluationResult]:
-    """View -> `evaluate` of a ModelScorer of it, for every view that the model can rank with."""
+    """View -> `evaluate` of a ModelScorer of it, for every view that the model can rank with.
+
+    fit: first set the model's `id_weight`, if it has two views, to the one of `WEIGHTS` with which both have the best
+    recall@20 of these users, the validation's; of equal ones to the nearest to an even share. `ks` has to hold 20.
+    """
     views = rankable_views(model)
     if len(views) == 1:
         return {views[0]: evaluate(ModelScorer(model, views[0]), users, ks, accelerator=accelerator)}
-    shares: dict[str, Tensor | str] = {"id": "id", "mm": "mm", "both": model.id_weight * model.id_trust}
-    scorers = ModelScorers(model, [shares[view] for view in views])
-    return dict(zip(views, evaluate_each(scorers, users, ks, accelerator=accelerator), strict=True))
-
-
-def fit_id_weight(
-    model: BiVRecNetwork, users: EvaluationUsers, accelerator: Accelerator | None = None
-) -> dict[float, float]:
-    """Set the model's `id_weight` to the one of `WEIGHTS` with the best recall@20 of these users, the validation's.
-
-    Of equal ones the nearest to an even share. Returns the recall with each weight.
-    """
     # As the model will round them.
-    weights = torch.tensor(WEIGHTS, dtype=model.id_weight.dtype).tolist()
-    scorers = ModelScorers(model, [weight * model.id_trust for weight in weights])
-    results = evaluate_each(scorers, users, (METRIC_K,), accelerator=accelerator)
-    recalls = {weight: result.metrics[f"recall@{METRIC_K}"] for weight, result in zip(WEIGHTS, results, strict=True)}
-    model.id_weight.fill_(max(WEIGHTS, key=lambda weight: (recalls[weight], -abs(weight - 0.5))))
-    return recalls
+    weights = model.id_weight.new_tensor(WEIGHTS) if fit else model.id_weight.view(1)
+    scorers = ModelScorers(model, ["id", "mm", *(weight * model.id_trust for weight in weights)])
+    of_id, of_mm, *of_both = evaluate_each(scorers, users, ks, accelerator=accelerator)
+    best = 0
+    if fit:
+        recalls = [result.metrics[SELECTION_METRIC] for result in of_both]
+        best = max(range(len(WEIGHTS)), key=lambda place: (recalls[place], -abs(WEIGHTS[place] - 0.5)))
+        model.id_weight.copy_(weights[best])
+    return {"id": of_id, "mm": of_mm, "both": of_both[best]}

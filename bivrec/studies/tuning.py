@@ -14,12 +14,9 @@ import pandas as pd
 
 from bivrec.config import read_override
 from bivrec.errors import BivrecError
-from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.evaluation.ranking import evaluate
-from bivrec.evaluation.scorer import ModelScorer
+from bivrec.evaluation.fusion import SELECTION_METRIC
 from bivrec.files import new_file
 from bivrec.studies.study import Entry, Study, Training, Workshop, lay_over
-from bivrec.training.loop import EVALUATION_KS, SELECTION_METRIC
 
 Grid = Mapping[tuple[str, str], Sequence[Any]]
 """(section, key) -> the values to try."""
@@ -79,12 +76,10 @@ def tune(
     """The study with, for each training, the trial that is best on the validation users.
 
     Trains what the folder of `workshop` lacks, with its seeds, of which the mean counts, and writes tuning.csv there.
-    What counts is how the finished models rank: while two views are trained, their shares are not fit yet.
     A training none of whose trials has ended is left out. Beside the study: the Runs that failed, with the complaints.
     """
     planned = trials(study, grid)
     failed = workshop.train(study_of(planned, study), parallel, report)
-    report(f"ranking for the validation users: {', '.join(trial.training.name for trial in planned)}")
     measured = ((index, _validation_recall(workshop, trial.training)) for index, trial in enumerate(planned))
     recalls = {index: recall for index, recall in measured if recall is not None}
     best: dict[tuple[Path, str], int] = {}
@@ -110,12 +105,8 @@ def tune(
 
 
 def _validation_recall(workshop: Workshop, training: Training) -> float | None:
-    """Mean over the seeds that have ended, with the view that selects the weights; None: none has."""
-    users = EvaluationUsers.from_sequences(training.domain.sequences("validation"))
-    recalls = []
-    for seed, model in workshop.models(training, training.domain):
-        scorer = ModelScorer(model, workshop.config(training, seed).training.selection_view)
-        recalls.append(evaluate(scorer, users, EVALUATION_KS).metrics[SELECTION_METRIC])
+    """Mean of the best over the seeds that have ended; None: none has."""
+    recalls = [run.progress().best_recall for _, run in workshop.finished(training)]
     return sum(recalls) / len(recalls) if recalls else None
 
 

@@ -25,13 +25,13 @@ from bivrec.data.info import FeatureSpec
 from bivrec.data.refit import RefitDomain
 from bivrec.data.sketch import item_sketch, join_sketches
 from bivrec.errors import BivrecError
-from bivrec.evaluation.fusion import evaluate_views, fit_id_weight
+from bivrec.evaluation.fusion import evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import check_new_folder, write_json
 from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
-from bivrec.training.checkpoint import load_checkpoint, save_checkpoint
+from bivrec.training.checkpoint import load_checkpoint
 from bivrec.training.distributed import failing_alike
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
@@ -126,11 +126,7 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
 
 def _finish(run: Run, model: BiVRecNetwork, domain: Domain, accelerator: Accelerator) -> None:
     """Evaluate the best weights, and record the results."""
-    progress = load_checkpoint(run.checkpoint("best"), model)
-    if len(model.views) > 1 and not run.config.training.with_validation:
-        fit_id_weight(model, EvaluationUsers.from_sequences(domain.sequences("validation")), accelerator)
-        if accelerator.is_main_process:
-            save_checkpoint(run.checkpoint("best"), model, progress)
+    load_checkpoint(run.checkpoint("best"), model)
     results = evaluate_views(model, EvaluationUsers.from_sequences(domain.sequences("test")), RESULT_KS, accelerator)
     if accelerator.is_main_process:
         write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})

@@ -18,7 +18,7 @@ from bivrec.config import Config
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
-from bivrec.evaluation.fusion import evaluate_views
+from bivrec.evaluation.fusion import SELECTION_METRIC, evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.candidates import CandidateSampler
@@ -29,7 +29,6 @@ from bivrec.training.optimizer import clip_gradients, learning_rate_factor, make
 from bivrec.training.progress import ProgressDisplay
 from bivrec.training.run import Run
 
-SELECTION_METRIC = "recall@20"
 EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
 ASK_EVERY = 10
@@ -199,10 +198,11 @@ class Trainer:
         return totals
 
     def _validate(self, users: EvaluationUsers) -> float:
-        """Evaluate every view, keep the best checkpoint, and count the evaluations without a gain."""
+        """Evaluate every view, and both by the shares that suit these users best; keep the best checkpoint, and count
+        the evaluations without a gain."""
         settings = self._config.training
         recalls = {}
-        results = evaluate_views(self._model, users, EVALUATION_KS, self._accelerator)
+        results = evaluate_views(self._model, users, EVALUATION_KS, self._accelerator, fit=True)
         for view, result in results.items():
             recalls[view] = result.metrics[SELECTION_METRIC]
             self._log({"split": "validation", "step": self._progress.step, "view": view, **result.metrics})

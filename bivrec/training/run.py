@@ -211,15 +211,14 @@ class Run:
         before its first evaluation, which no weights are the best of."""
         if self.results() or not self.checkpoint("best").exists():
             return None
-        fused = ", and how its views rank together is not fit yet" if len(self.config.training.views) > 1 else ""
         return (
             f"{self.path}: not ended (step {self.progress('last').step:,} of {self.config.training.steps:,}): "
-            f"its weights are the best so far{fused}; "
+            "its weights are the best so far; "
             f"go on with `bivrec {self.info.stage} --to {shlex.quote(str(self.path))} --resume`"
         )
 
     def id_weight(self) -> float | None:
-        """Share of the ID view where both rank together, fit when the training has ended; None: one view alone."""
+        """Share of the ID view where both rank together; None: one view alone."""
         weights = checkpoint_weights(self.checkpoint("best"), "id_weight")
         return round(float(weights[""]), 6) if weights else None
 
