@@ -30,6 +30,10 @@ FLOORS = ("popularity", "item-knn", "spectral-knn", *CONTENT_FLOORS)
 MOST_STAGES = 64
 """Scales, or clustering stages, of a model. Like the greatest values below, far beyond any use: a configuration
 that was taken from anywhere must not ask for more modules than fit into memory."""
+LEAST_STEPS = 300
+"""Of a training that takes as many steps as its epochs come to: few users need many epochs."""
+EVALUATIONS = 6
+"""Of a training that does not say how often it is evaluated."""
 SYSTEM_LIMITS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
     "comirec-sa": ((("id",), ("mm",), ("id", "mm")), ("history", "prefix")),
     "comirec-dr": ((("id",), ("mm",), ("id", "mm")), ("history", "prefix")),
@@ -173,7 +177,12 @@ class TrainingConfig:
     """The training loop."""
 
     views: tuple[str, ...] = _setting(("id", "mm"), "views that are trained", choices=VIEWS)
-    steps: int = _setting(2000, "optimiser steps at most", low=1)
+    steps: int = _setting(
+        2000,
+        f"optimiser steps at most (0: what `epochs` come to on the Domain, but {LEAST_STEPS} or more)",
+        low=0,
+    )
+    epochs: float = _setting(1.75, "where steps are 0: passes over the training sequences", low=0.0)
     batch_size: int = _setting(128, "sequences per optimiser step, over all processes", low=1)
     accumulate: int = _setting(
         1,
@@ -207,7 +216,9 @@ class TrainingConfig:
     schedule: str = _setting("constant", "learning rate after warm-up", choices=("constant", "cosine"))
     clip_norm: float = _setting(1.0, "largest gradient norm (0: no clipping)", low=0.0)
     precision: str = _setting("fp32", "fp32, or bf16 mixed precision", choices=("fp32", "bf16"))
-    evaluate_every: int = _setting(200, "steps between evaluations on the validation users", low=1)
+    evaluate_every: int = _setting(
+        200, f"steps between evaluations on the validation users (0: {EVALUATIONS} evaluations in all)", low=0
+    )
     patience: int = _setting(10, "evaluations without a better validation recall before stopping (0: never)", low=0)
     selection_view: str = _setting(
         "both", "view whose validation recall selects the best checkpoint", choices=("id", "mm", "both")

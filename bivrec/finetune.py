@@ -13,7 +13,7 @@ from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.training.fit import Origin, fit
+from bivrec.training.fit import Origin, fit, with_steps_on
 from bivrec.training.run import Run, fresh_model
 
 FREE_MODEL_SETTINGS = (
@@ -71,6 +71,7 @@ def finetune(
     if config.training.frozen_tower_steps == -1 and (from_scratch or "id" not in views):
         raise BivrecError("training.frozen_tower_steps: -1 keeps the tower frozen, and leaves nothing else to train")
     features = tower.features if "mm" in views else {}
+    config = with_steps_on(domain, config)
 
     def make_model() -> BiVRecNetwork:
         if from_scratch:

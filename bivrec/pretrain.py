@@ -10,7 +10,7 @@ from bivrec.config import MODALITIES, Config
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
-from bivrec.training.fit import Origin, fit
+from bivrec.training.fit import Origin, fit, with_steps_on
 from bivrec.training.run import Run, fresh_model
 
 
@@ -24,7 +24,7 @@ def pretrain(domain: Domain, path: Path, config: Config, *, overwrite: bool = Fa
             "training.frozen_tower_steps, training.tower_learning_rate: for `bivrec finetune`, which starts from a "
             "published tower; leave them out"
         )
-    config, features = with_features_of(domain, config)
+    config, features = suited_to(domain, config)
     return fit(
         "pretrain",
         domain,
@@ -37,11 +37,13 @@ def pretrain(domain: Domain, path: Path, config: Config, *, overwrite: bool = Fa
     )
 
 
-def with_features_of(domain: Domain, config: Config) -> tuple[Config, dict[str, FeatureSpec]]:
-    """The configuration with the modalities that its multimodal view reads on `domain`, and how they were made.
+def suited_to(domain: Domain, config: Config) -> tuple[Config, dict[str, FeatureSpec]]:
+    """The configuration with what it leaves to `domain`: the steps, and the modalities that its multimodal view reads;
+    and how these were made.
 
     Raises BivrecError if the Domain lacks features that the configuration names, or has none at all.
     """
+    config = with_steps_on(domain, config)
     if "mm" not in config.training.views:
         return config, {}
     modalities = config.model.modalities or tuple(name for name in MODALITIES if name in domain.info.features)

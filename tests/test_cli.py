@@ -486,8 +486,8 @@ WRONG = {
         "unknown key; did you mean hidden_size",
     ),
     "pretrain with an impossible value": (
-        "pretrain {source} --to {new} --set model.dropout=7 --set training.steps=0",
-        "model.dropout: 7 is above the greatest allowed value 0.95; training.steps: 0 is below",
+        "pretrain {source} --to {new} --set model.dropout=7 --set training.steps=-1",
+        "model.dropout: 7 is above the greatest allowed value 0.95; training.steps: -1 is below",
     ),
     "pretrain with half a setting": ("pretrain {source} --to {new} --set hidden_size", "expected section.key=value"),
     "pretrain with too long a history": (

@@ -96,7 +96,7 @@ def carry_out(
 
 def _settings(study: Study, recipe: str, overrides: Sequence[str], values: Mapping[str, Any]) -> str:
     """The sentence under the title of a study. Raises BivrecError if the recipe is impossible."""
-    from bivrec.config import config_from_dict
+    from bivrec.config import LEAST_STEPS, config_from_dict
     from bivrec.version import __version__
 
     if not study.trainings:
@@ -104,10 +104,9 @@ def _settings(study: Study, recipe: str, overrides: Sequence[str], values: Mappi
     training = config_from_dict(values, f"recipe {recipe}").training
     changed = f" with {', '.join(f'`{override}`' for override in overrides)}" if overrides else ""
     until = "" if training.patience == 0 else "at most "
-    return (
-        f"Recipe {recipe}{changed}; {until}{training.steps} steps of {training.batch_size} sequences; "
-        f"bivrec {__version__}."
-    )
+    epochs = f"{training.epochs:g} epochs, {LEAST_STEPS} steps or more,"
+    length = f"{training.steps} steps" if training.steps else epochs
+    return f"Recipe {recipe}{changed}; {until}{length} of {training.batch_size} sequences; bivrec {__version__}."
 
 
 def _command() -> str:

@@ -23,7 +23,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import tower_of_run
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.pretrain import with_features_of
+from bivrec.pretrain import suited_to
 from bivrec.scorers import named_scorers
 from bivrec.studies.jobs import Job, check_kept, is_finished, run_jobs
 from bivrec.training.checkpoint import checkpoint_weights
@@ -209,7 +209,7 @@ class Workshop:
         config = config_from_dict(values, f"{training.name} on {training.domain.name}")
         if config.training.with_validation:
             raise BivrecError("training.with_validation: a study chooses by the validation users; leave it out")
-        return with_features_of(training.domain, config)[0]
+        return suited_to(training.domain, config)[0]
 
     def run_path(self, training: Training, seed: int) -> Path:
         """Folder of the Run of a training and seed."""

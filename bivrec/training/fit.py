@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor
 
 from bivrec.baselines.spectral import spectral_vectors
-from bivrec.config import Config
+from bivrec.config import EVALUATIONS, LEAST_STEPS, Config
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.data.refit import RefitDomain
@@ -115,6 +117,17 @@ def fit(
     return run
 
 
+def with_steps_on(domain: Domain, config: Config) -> Config:
+    """The configuration with the steps and the evaluations that it leaves to the size of the Domain."""
+    training = config.training
+    steps = training.steps
+    if not steps:
+        sequences = int((domain.sequences("train").lengths > training.min_history).sum())
+        steps = max(LEAST_STEPS, math.ceil(training.epochs * sequences / training.batch_size))
+    every = training.evaluate_every or math.ceil(steps / EVALUATIONS)
+    return dataclasses.replace(config, training=dataclasses.replace(training, steps=steps, evaluate_every=every))
+
+
 def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
     if path.exists() and not (overwrite or resume):
         raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
@@ -174,7 +187,7 @@ def _run_info(
         stage=stage,
         config=config.to_dict(),
         domain=domain_record(domain),
-        features={name: asdict(spec) for name, spec in features.items()},
+        features={name: dataclasses.asdict(spec) for name, spec in features.items()},
         started_from=origin.source if origin else None,
         command=shlex.join(["bivrec" if program == "__main__.py" else program, *sys.argv[1:]]),
         versions={name: importlib.metadata.version(name) for name in ("bivrec", "torch", "accelerate")},
