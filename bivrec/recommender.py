@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,17 +50,19 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str | int]],
         k: int = 20,
         *,
         remove_seen: bool = True,
-        only: Collection[str] | None = None,
+        only: Collection[str | int] | None = None,
     ) -> list[list[Recommended]]:
         """Up to k items for each history of item ids, oldest first; the best item comes first.
 
-        Items that the catalogue does not have are skipped, in histories and in `only`, which are the items that may be
-        recommended; a history of which nothing is left has an empty list. remove_seen: recommend no item of the
-        history. Raises BivrecError if k is not in 1..V, or a history is a text instead of a list of them.
+        Integers are taken for their digits, as `prepare` takes them. Items that the catalogue does not have are
+        skipped, in histories and in `only`, which are the items that may be recommended; a history of which nothing is
+        left has an empty list. remove_seen: recommend no item of the history.
+        Raises BivrecError if k is not in 1..V, an id is neither a text nor an integer, a history is a text instead of a
+        list of them, or all of `only` is unknown.
         """
         if not 1 <= k <= len(self.item_ids):
             raise BivrecError(f"k = {k}: expected 1 to {len(self.item_ids)}, the number of items")
@@ -75,17 +78,31 @@ class Recommender:
         rows = iter(lists)
         return [next(rows) if items else [] for items in known]
 
-    def _known(self, history: Sequence[str]) -> list[int]:
-        if isinstance(history, str):
-            raise BivrecError(f"history '{history}': expected a list of item ids, such as ['{history}']")
-        return [self._indices[item] for item in history if item in self._indices]
+    def _known(self, items: Iterable[str | int]) -> list[int]:
+        if isinstance(items, str):
+            raise BivrecError(f"'{items}': expected a list of item ids, such as ['{items}']")
+        return [self._indices[item] for item in map(_text, items) if item in self._indices]
 
-    def _allowed(self, items: Collection[str]) -> torch.Tensor:
+    def _allowed(self, items: Collection[str | int]) -> torch.Tensor:
+        known = self._known(items)
+        if items and not known:
+            raise BivrecError(
+                f"only: none of its {len(items)} items, such as '{next(iter(items))}', is in the catalogue, which has "
+                f"items such as '{self.item_ids[0]}'"
+            )
         allowed = torch.zeros(len(self.item_ids) + 1, dtype=torch.bool)
-        allowed[self._known(list(items))] = True
+        allowed[known] = True
         return allowed
 
     def _described(self, items: Sequence[int], scores: Sequence[float]) -> list[Recommended]:
         return [
             Recommended(self.item_ids[item - 1], score) for item, score in zip(items, scores, strict=True) if item > 0
         ]
+
+
+def _text(item: object) -> str:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, bool) or not isinstance(item, Integral):
+        raise BivrecError(f"item {item!r}: expected an id, a text or an integer")
+    return str(item)

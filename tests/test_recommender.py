@@ -1,7 +1,10 @@
 """What a service calls: lists by item ids, for histories of item ids."""
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from stages import succeed
 
@@ -77,6 +80,34 @@ def test_only_what_is_allowed_is_recommended(recommender: Recommender) -> None:
     assert {item for item, _ in found} == set(stock[1:])
     (again,) = recommender.recommend([[stock[0]]], 10, only=stock, remove_seen=False)
     assert {item for item, _ in again} == set(stock)
+
+
+def test_ids_may_be_integers_as_a_database_has_them(recommender: Recommender) -> None:
+    numbered = Recommender.__new__(Recommender)
+    numbered.__dict__.update(vars(recommender))
+    numbered.item_ids = [str(index) for index in range(1, len(recommender.item_ids) + 1)]
+    numbered._indices = {item: index for index, item in enumerate(numbered.item_ids, start=1)}
+    expected = numbered.recommend([["3", "7"]], 5, only=["1", "2", "9"])
+    assert expected != [[]]
+    assert numbered.recommend([[3, np.int64(7)]], 5, only={1, 2, np.int32(9)}) == expected
+
+
+@pytest.mark.parametrize("wrong", [3.0, None, True, ("a",)])
+def test_ids_of_another_kind_are_refused(recommender: Recommender, wrong: Any) -> None:
+    for asked in (([[wrong]], 5, None), ([[recommender.item_ids[0]]], 5, [wrong])):
+        histories, k, only = asked
+        with pytest.raises(BivrecError, match=re.escape(f"item {wrong!r}: expected an id, a text or an integer")):
+            recommender.recommend(histories, k, only=only)
+
+
+def test_a_stock_of_which_the_catalogue_has_nothing_is_refused(recommender: Recommender) -> None:
+    known = recommender.item_ids[0]
+    with pytest.raises(BivrecError) as caught:
+        recommender.recommend([[known]], 5, only=["?"])
+    assert str(caught.value) == (
+        f"only: none of its 1 items, such as '?', is in the catalogue, which has items such as '{known}'"
+    )
+    assert recommender.recommend([[known]], 5, only=[]) == [[]]
 
 
 @pytest.mark.parametrize("view", ["id", "mm", "both"])
