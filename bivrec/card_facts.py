@@ -28,12 +28,12 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
     """Facts to add to an artefact's record of its training.
 
     source: of the Domain's data. dataset: `ORG/NAME@commit` if the Domain came from the Hub. floors: name -> metrics
-    on the Domain's test users. What is not known, or cannot be measured because the Domain is not there any more or has
-    changed, is None. results: of a tower that has none (see `artefact.tower_config`).
+    on the Domain's test users; None if the Domain is not there any more or has changed, so that they cannot be
+    measured. results: of a tower that has none (see `artefact.tower_config`), likewise.
     """
     location = str(run.info.domain["path"])
     facts: dict[str, Any] = {
-        "source": None,
+        "source": public_source(run.source),
         "dataset": location.removeprefix("hub:") if location.startswith("hub:") else None,
         "floors": None,
     }
@@ -46,7 +46,7 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
         domain = RefitDomain(domain)
     if isinstance(model, Tower) and not model.training["results"]:
         facts["results"] = {"mm": _measure(ModelScorer(zero_shot_model(domain, model)), domain)}
-    return {**facts, "source": public_source(domain.info.source), "floors": measure_floors(domain)}
+    return {**facts, "floors": measure_floors(domain)}
 
 
 def measure_floors(domain: Domain) -> dict[str, dict[str, float]]:

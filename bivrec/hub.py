@@ -111,7 +111,8 @@ def _training(run: Run) -> dict[str, Any]:
     progress = run.progress()
     return {
         "stage": run.info.stage,
-        "domain": {key: value for key, value in run.info.domain.items() if key != "path"},
+        # Paths stay here; the source is told without them (see `card_facts`).
+        "domain": {key: value for key, value in run.info.domain.items() if key not in ("path", "source")},
         "started_from": run.info.started_from,
         "config": run.config.to_dict(),
         "command": neutral_command(run.info.command),

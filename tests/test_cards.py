@@ -304,14 +304,21 @@ def test_floors_that_cannot_be_measured_are_not_invented(pretrained: Run, tmp_pa
     info = json.loads((copy / "run.json").read_text())
     info["domain"]["path"] = str(tmp_path / "gone")
     (copy / "run.json").write_text(json.dumps(info))
-    card = (Path(publish(Run.open(copy), str(tmp_path / "tower"))) / "README.md").read_text()
+    info["domain"]["source"] = {"reader": "amazon"}
+    (copy / "run.json").write_text(json.dumps(info))
+    told = bivrec("publish", copy, "--to", tmp_path / "tower").stderr
+    assert told.startswith(f"Warning: the card has no floors, and of a tower no results, to compare with: {tmp_path}")
+    card = (tmp_path / "tower" / "README.md").read_text()
     assert "were not measured" in card
     assert "kNN*" not in card
+    # Whoever gave the data: what the terms are does not depend on where it lies.
+    assert "amazon-reviews" in card
 
 
 def test_no_path_of_the_machine_is_published(pretrained: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(pretrained.path, tmp_path / "run"))
     info = json.loads((copy / "run.json").read_text())
+    info["domain"]["source"]["texts"] = f"{tmp_path}/plots.csv"
     info["command"] = f"bivrec pretrain {tmp_path}/shop --to={tmp_path}/run --recipe ~/my.yaml --set model.scales=[4]"
     (copy / "run.json").write_text(json.dumps(info))
     folder = Path(publish(Run.open(copy), str(tmp_path / "tower")))

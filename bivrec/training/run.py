@@ -68,6 +68,8 @@ class Run:
             name: feature_spec(spec, f"{path / 'run.json'}: features.{name}") for name, spec in info.features.items()
         }
         """Specification of the features that the multimodal view reads, by modality."""
+        self.source = dict(info.domain["source"])
+        """Of the data that it was trained on (see `DomainInfo`)."""
         self._catalogue = str(info.domain["catalogue"])
         self._protocol = str(info.domain["protocol"])
         self._counts = {
@@ -262,10 +264,12 @@ def fresh_model(config: Config, domain: Domain, features: Mapping[str, FeatureSp
 def domain_record(domain: Domain) -> dict[str, Any]:
     """What a Run or an artefact records of a Domain.
 
-    catalogue: identifies its items and their order. held_out: checksums of the sequences of validation and test.
+    source: of the data, whose terms bind what was trained on it. catalogue: identifies its items and their order.
+    held_out: checksums of the sequences of validation and test.
     """
     return {
         "name": domain.name,
+        "source": domain.info.source,
         "path": str(domain.path.resolve()) if domain.repository is None else domain.location,
         "catalogue": domain.catalogue,
         "held_out": {split: domain.info.files[sequence_file(split)].sha256 for split in HELD_OUT},
