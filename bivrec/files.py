@@ -143,7 +143,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; BivrecError names the file if it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        # -sig: without the mark that programs of Windows put first.
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BivrecError(f"{path}: no such file") from None
     # Nesting too deep, and integers too long, are faults of the file as well.

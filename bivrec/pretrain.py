@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from bivrec.baselines.towers import transferred_views
@@ -53,7 +54,7 @@ def suited_to(domain: Domain, config: Config) -> tuple[Config, dict[str, Feature
         options = "".join(f" --{name} ENCODER" for name in absent) if domain.info.features else ""
         raise BivrecError(
             f"{domain.location}: no {' and '.join(absent)} features for the multimodal view; run `bivrec encode "
-            f"{domain.location}{options}`, or train the ID view alone with --views id"
+            f"{shlex.quote(domain.location)}{options}`, or train the ID view alone with --views id"
         )
     model = dataclasses.replace(config.model, modalities=modalities)
     return dataclasses.replace(config, model=model), {name: domain.info.features[name] for name in modalities}

@@ -155,7 +155,7 @@ def test_leave_one_out_counts_nobody_twice(run, interactions_csv, tmp_path):
     result = run("tables", *options, "--to", tmp_path / "shop")
     assert result.exit_code == 0, result.output
     assert Domain.open(tmp_path / "shop").info.users == dict.fromkeys(("train", "validation", "test"), 10)
-    lines = [line.split() for line in result.output.splitlines()]
+    _, *lines = [line.split() for line in result.output.splitlines()]
     assert lines[0][-1] == "leave-one-out"
     assert ["train", "10", "users", "30", "interactions"] in lines
     assert ["test", "10", "users", "50", "interactions"] in lines

@@ -1,5 +1,6 @@
 """`bivrec prepare sequences`: a user a line, and the attributes of the items."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def test_the_rank_is_the_time(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert raw.catalogue is None
     assert raw.source == {"reader": "sequences", "interactions": "set.txt"}
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    lines, attributes = write(tmp_path)
+    expected = read_sequence_lines(lines, attributes)
+    for path in (lines, attributes):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    found = read_sequence_lines(lines, attributes)
+    assert as_rows(found) == as_rows(expected)
+    assert found.catalogue == expected.catalogue
 
 
 def test_attributes_are_texts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import codecs
 import datetime
 import gzip
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from bivrec.data.images import find_images
 from bivrec.data.prepare import prepare
 from bivrec.data.tables import Columns, read_tables
 from bivrec.errors import BivrecError
@@ -57,6 +59,121 @@ def test_folder_of_parts(interactions_csv, tmp_path):
     (folder / "_SUCCESS").touch()
     (folder / ".part-00000.parquet.crc").touch()
     assert as_rows(read_tables(folder)) == as_rows(read_tables(interactions_csv))
+
+
+def test_an_empty_part_is_one_of_an_empty_partition(interactions_csv, tmp_path):
+    folder = tmp_path / "spark"
+    folder.mkdir()
+    (folder / "part-00000.csv").touch()
+    (folder / "part-00001.csv").write_bytes(interactions_csv.read_bytes())
+    assert as_rows(read_tables(folder)) == as_rows(read_tables(interactions_csv))
+    (folder / "part-00001.csv").write_bytes(b"")
+    with pytest.raises(BivrecError, match=r"part-00000\.csv: cannot be read: Empty CSV file"):
+        read_tables(folder)
+
+
+def test_parts_in_folders_of_the_folder_are_not_left_out_in_silence(interactions_csv, tmp_path):
+    folder = tmp_path / "spark"
+    (folder / "date=2023-11-14").mkdir(parents=True)
+    (folder / "_temporary").mkdir()
+    for part in ("part-00000.csv", "date=2023-11-14/part-00001.csv"):
+        (folder / part).write_bytes(interactions_csv.read_bytes())
+    with pytest.raises(BivrecError, match=r"spark: has a folder in it, date=2023-11-14; expected parts such as"):
+        read_tables(folder)
+    shutil.rmtree(folder / "date=2023-11-14")
+    assert as_rows(read_tables(folder)) == as_rows(read_tables(interactions_csv))
+
+
+STRAY = [
+    ('"red shoes', "blue", '"green'),
+    ('"red shoes', '"blue', "green"),
+    ('"red" shoes', 'bl"ue', "green"),
+]
+
+
+@pytest.mark.parametrize("queries", STRAY, ids=["a pair", "neighbours", "within"])
+@pytest.mark.parametrize("suffix", ["tsv", "tsv.gz"])
+def test_no_row_of_a_tsv_is_lost_to_quotes_that_are_letters(tmp_path, queries, suffix):
+    rows = [f"u{row}\t{queries[row % 3]}\ti{row % 4}\t{row}" for row in range(12)]
+    content = "\n".join(["user_id\tquery\titem_id\ttimestamp", *rows])
+    path = tmp_path / f"log.{suffix}"
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    assert as_rows(read_tables(path)) == [(f"u{row}", f"i{row % 4}", row) for row in range(12)]
+    items = tmp_path / f"items.{suffix}"
+    content = "item_id\ttitle\n" + "".join(f"i{row}\t{queries[row % 3]}\n" for row in range(4))
+    items.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    assert read_tables(path, items).catalogue["title"].to_pylist() == [*queries, queries[0]]
+
+
+def test_quotes_of_a_tsv_that_quotes_are_no_letters(tmp_path):
+    (tmp_path / "log.tsv").write_text('"user_id"\titem_id\ttimestamp\n"u"\t1\t5\nv\t"2"\t6\n')
+    (tmp_path / "items.tsv").write_text('item_id\ttitle\n1\t"two\nlines and a ""mark"""\n2\tplain\n')
+    raw = read_tables(tmp_path / "log.tsv", tmp_path / "items.tsv")
+    assert as_rows(raw) == [("u", "1", 5), ("v", "2", 6)]
+    assert raw.catalogue["title"].to_pylist() == ['two\nlines and a "mark"', "plain"]
+
+
+@pytest.mark.parametrize("unknown", ["NULL", "null", "NaN", "nan", "None", "<NA>", "\\N", '"NULL"'])
+def test_what_databases_write_for_nothing_is_nothing(tmp_path, unknown):
+    for row in (f"{unknown},x,1", f"u,{unknown},1", f"u,x,{unknown}"):
+        (tmp_path / "t.csv").write_text(f"user_id,item_id,timestamp\nu,x,0\n{row}\n")
+        with pytest.raises(BivrecError, match=r"t\.csv: row 3: (user_id|item_id|timestamp) is empty"):
+            read_tables(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\nu,x,0\nu,y,1\n")
+    (tmp_path / "items.csv").write_text(f"item_id,title,text\nx,{unknown},{unknown}\ny,Nullarbor,null and void\n")
+    catalogue = read_tables(tmp_path / "t.csv", tmp_path / "items.csv").catalogue
+    assert catalogue["title"].to_pylist() == [None, "Nullarbor"]
+    assert catalogue["text"].to_pylist() == [None, "null and void"]
+
+
+def test_a_row_may_be_long(tmp_path):
+    picture = "A" * 3_000_000
+    (tmp_path / "items.csv").write_text(f'item_id,title,html\nx,X,"<p>\n{picture}"\ny,Y,\n')
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\nu,x,0\nu,y,1\n")
+    columns = Columns(text=("html",))
+    catalogue = read_tables(tmp_path / "t.csv", tmp_path / "items.csv", columns=columns).catalogue
+    assert catalogue["text"].to_pylist() == [f"<p>\n{picture}", "Y"]
+
+
+PICTURES = ("b.jpg", "deep/c.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (["b.jpg", None, None], ["b.jpg", "b.jpg", "deep/c.png"]),
+        (["./deep/c.png", "pictures/b.jpg", "deep/c.png"], ["deep/c.png", "b.jpg", "deep/c.png"]),
+        (["https://shop/a.jpg?v=2", "https://shop/x.jpg", "https://shop/y"], [None, "b.jpg", "deep/c.png"]),
+    ],
+    ids=["names", "names with folders", "addresses, of items whose files have their ids"],
+)
+def test_images_are_found_by_name_or_else_by_id(tmp_path, images, expected):
+    for name in PICTURES:
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / name).touch()
+    found, unfound = find_images(tmp_path / "pictures", ["a", "b", "c"], images)
+    assert found == expected
+    assert unfound == sum(name is not None and file is None for name, file in zip(images, expected, strict=True))
+
+
+def test_images_of_no_item_are_refused(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "front.png").touch()
+    with pytest.raises(BivrecError) as caught:
+        find_images(tmp_path / "pictures", ["a", "b"], [None, "https://shop/b"])
+    assert str(caught.value) == (
+        f"{tmp_path / 'pictures'}: none of its 1 images, such as 'front.png', is of an item; expected names such as "
+        "'https://shop/b', as an item names it, or 'a.png', by an item's id"
+    )
+
+
+def test_names_of_images_are_no_images_without_the_files(tmp_path):
+    rows = "".join(f"{user},{item},1\n" for user in range(3) for item in "xyz")
+    (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    (tmp_path / "items.csv").write_text("item_id,title,image\nx,X,https://shop/x.jpg\ny,Y,y.jpg\n")
+    domain = prepare(read_tables(tmp_path / "t.csv", tmp_path / "items.csv"), tmp_path / "d", split="1:1:1", k_core=0)
+    assert domain.info.missing["image"] == 3
+    assert domain.item_table()["image"] == [None] * 3
 
 
 def test_other_names_and_types(tmp_path):

@@ -83,7 +83,14 @@ def encode(
     data (10-byte id, 4096 float32).
     """
     from bivrec.data.domain import Domain
-    from bivrec.features.encode import check_absent, encode_images, encode_texts, features_of_file, store
+    from bivrec.features.encode import (
+        check_absent,
+        encode_images,
+        encode_texts,
+        features_of_file,
+        images_of,
+        store,
+    )
 
     whitening = _whitening(whiten, shrinkage)
     if "" in (text, image):
@@ -106,18 +113,21 @@ def encode(
     if not overwrite:
         given = {"text": text or text_features, "image": image or image_features}
         check_absent(opened, [modality for modality, source in given.items() if source])
-    # Both before the first of them runs, which may take hours.
+    # Whatever can be at fault comes before the first encoder runs, which may take hours.
     text_encoder = None if text_features or not text else _text_encoder(text, text_name, pooling, max_tokens, device)
     image_encoder = None if image_features or not image else _image_encoder(image, image_name, device)
+    if image_encoder:
+        images_of(opened, images)
     how = _How(whitening=whitening, half=half)
-    encoded = []
-    if text_features:
-        encoded.append(features_of_file(opened, "text", text_features, ids=ids, encoder=text, **how))
-    elif text_encoder:
+    files = (("text", text_features, text), ("image", image_features, image))
+    encoded = [
+        features_of_file(opened, modality, file, ids=ids, encoder=encoder, **how)
+        for modality, file, encoder in files
+        if file
+    ]
+    if text_encoder:
         encoded.append(encode_texts(opened, text_encoder, batch_size=batch_size, **how))
-    if image_features:
-        encoded.append(features_of_file(opened, "image", image_features, ids=ids, encoder=image, **how))
-    elif image_encoder:
+    if image_encoder:
         encoded.append(encode_images(opened, image_encoder, images, batch_size=batch_size, **how))
     store(opened, *encoded)
     for one in encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -258,9 +259,12 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
     lost = _features_at(to)
     raw = read()
     domain = prepare(raw, to, overwrite=overwrite, **options)
+    users, items = len(raw.user_ids), len(raw.item_ids)
+    click.echo(f"read {len(raw.users):,} interactions of {users:,} users with {items:,} items")
     echo_domain(domain, _not_listed(domain, raw))
     if lost:
-        click.echo(f"Warning: the replaced Domain had {lost} features; run `bivrec encode {to}` again", err=True)
+        command = f"bivrec encode {shlex.quote(str(to))}"
+        click.echo(f"Warning: the replaced Domain had {lost} features; run `{command}` again", err=True)
 
 
 def _not_listed(domain: Domain, raw: RawData) -> str | None:

@@ -6,7 +6,9 @@ Ids and texts come as strings, timestamps as int64. Rows are counted from 1; the
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,10 +47,10 @@ PARQUET = ".parquet"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROWS_PER_CHUNK = 100_000
-
-
-# Arrow only counts rows, and names them in its errors, when it reads in one thread.
-_COUNTING_ROWS = pa_csv.ReadOptions(use_threads=False)
+LONGEST_ROW = 1 << 24
+"""Bytes of a row of a delimited file that can be read, a picture in a description included."""
+UNKNOWN = ("", "NULL", "null", "NaN", "nan", "None", "<NA>", "\\N")
+"""What databases and data frames write into delimited files for a value that is not there."""
 
 
 def read_columns(
@@ -75,11 +77,7 @@ def column_names(path: Path) -> list[str]:
     path = _parts(path)[0]
     kind = kind_of(path)
     if kind in DELIMITERS:
-        parse = _quoted_fields(DELIMITERS[kind])
-        with _faults_of(path):
-            _refuse_utf16(path)
-            with pa_csv.open_csv(_opened(path), read_options=_COUNTING_ROWS, parse_options=parse) as reader:
-                return list(reader.schema.names)
+        return _header(path, _fields(path, DELIMITERS[kind]))
     if kind == PARQUET:
         with _faults_of(path):
             return list(pq.read_schema(path).names)
@@ -121,11 +119,16 @@ def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Ite
 def _parts(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    # Spark writes _SUCCESS and hidden checksum files beside the parts.
-    parts = sorted(part for part in path.iterdir() if part.is_file() and part.name[0] not in "._")
+    # Spark writes _SUCCESS and hidden checksum files beside the parts, and empty ones for empty partitions.
+    parts = sorted(part for part in path.iterdir() if part.name[0] not in "._")
+    if folders := [part for part in parts if part.is_dir()]:
+        raise BivrecError(
+            f"{path}: has a folder in it, {folders[0].name}; expected parts such as part-00000.parquet alone: "
+            "write it without partitions, or give one of the folders"
+        )
     if not parts:
         raise BivrecError(f"{path}: no files in the folder; expected parts such as part-00000.parquet")
-    return parts
+    return [part for part in parts if part.stat().st_size] or parts[:1]
 
 
 def _read_part(path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Table:
@@ -164,16 +167,18 @@ def _read_delimited(
     names: Sequence[str] | None,
     stream: IO[bytes] | None,
 ) -> pa.Table:
-    read = pa_csv.ReadOptions(use_threads=False, column_names=names)
-    parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False) if names else _quoted_fields(delimiter)
-    if names is None:
+    read = _counting_rows(names)
+    if names:
+        parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False)
+    else:
+        parse = _fields(path, delimiter)
         found = column_names(path)
         _check_columns(path, types, required, found)
         types = {name: kind for name, kind in types.items() if name in found}
 
     def table_of(types: Mapping[str, pa.DataType]) -> pa.Table:
         convert = pa_csv.ConvertOptions(
-            include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
+            include_columns=list(types), column_types=types, null_values=UNKNOWN, strings_can_be_null=True
         )
         return pa_csv.read_csv(stream or _opened(path), read_options=read, parse_options=parse, convert_options=convert)
 
@@ -385,8 +390,44 @@ def _short(value: object) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
-def _quoted_fields(delimiter: str) -> pa_csv.ParseOptions:
-    return pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+def _counting_rows(names: Sequence[str] | None = None) -> pa_csv.ReadOptions:
+    """Arrow only counts rows, and names them in its errors, when it reads in one thread."""
+    return pa_csv.ReadOptions(use_threads=False, block_size=LONGEST_ROW, column_names=names)
+
+
+def _header(path: Path, parse: pa_csv.ParseOptions) -> list[str]:
+    with (
+        _faults_of(path),
+        pa_csv.open_csv(_opened(path), read_options=_counting_rows(), parse_options=parse) as reader,
+    ):
+        return list(reader.schema.names)
+
+
+def _fields(path: Path, delimiter: str) -> pa_csv.ParseOptions:
+    """How a file with a header tells its fields apart: CSV quotes them where it has to, of TSV it depends on who wrote
+    it, and where quotes are letters, all rows between two of them would be read as one field."""
+    with _faults_of(path):
+        _refuse_utf16(path)
+        quotes = delimiter != "\t" or _quotes_are_marks(path)
+    return pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=quotes, quote_char='"' if quotes else False)
+
+
+def _quotes_are_marks(path: Path) -> bool:
+    """Whether what begins with a quote in a TSV ends with one, everywhere."""
+    with _opened(path) as stream:
+        while block := stream.read(LONGEST_ROW):
+            if b'"' in block:
+                break
+        else:
+            return False
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", errors="replace", newline="") as lines:
+        try:
+            # A field that is longer than csv takes is none that anybody quoted.
+            for _ in csv.reader(lines, delimiter="\t", strict=True):
+                pass
+        except csv.Error:
+            return False
+    return True
 
 
 def _is_gzip(path: Path) -> bool:

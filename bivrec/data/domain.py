@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -244,7 +245,7 @@ class Domain:
         if modality not in self.info.features:
             raise BivrecError(
                 f"{self.location}: no {modality} features; "
-                f"make them with `bivrec encode {self.location} --{modality} ...`"
+                f"make them with `bivrec encode {shlex.quote(self.location)} --{modality} ...`"
             )
         try:
             with safe_open(self.path / FEATURES_FILE, framework="pt") as stored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from bivrec.errors import BivrecError
@@ -15,6 +15,7 @@ def find_images(source: Path, item_ids: Sequence[str], names: Sequence[str | Non
     """For every item the path of its image in a folder or tar, None if it has none; and how many names are not there.
 
     An item's image is the file that `names` names (with or without its folder), or else the file named after its id.
+    Raises BivrecError if there is no image, or none of an item.
     """
     files = _image_files(source)
     if not files:
@@ -22,11 +23,21 @@ def find_images(source: Path, item_ids: Sequence[str], names: Sequence[str | Non
     by_name = {PurePosixPath(file).name: file for file in reversed(files)} | {file: file for file in files}
     by_stem = {PurePosixPath(file).stem: file for file in reversed(files)}
     found = [
-        by_stem.get(item) if name is None else by_name.get(name.removeprefix("./"))
+        (name is not None and _named(by_name, name)) or by_stem.get(item)
         for item, name in zip(item_ids, names, strict=True)
     ]
+    if item_ids and not any(found):
+        named = next((f"'{name}', as an item names it, or " for name in names if name is not None), "")
+        raise BivrecError(
+            f"{source}: none of its {len(files)} images, such as '{files[0]}', is of an item; expected names such as "
+            f"{named}'{item_ids[0]}{PurePosixPath(files[0]).suffix}', by an item's id"
+        )
     unfound = sum(name is not None and file is None for name, file in zip(names, found, strict=True))
     return found, unfound
+
+
+def _named(files: Mapping[str, str], name: str) -> str | None:
+    return files.get(name.removeprefix("./")) or files.get(PurePosixPath(name).name)
 
 
 def _image_files(source: Path) -> list[str]:

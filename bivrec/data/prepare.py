@@ -308,7 +308,8 @@ def _item_table(raw: RawData, codes: np.ndarray) -> tuple[pa.Table, int, int]:
         rows = pc.index_in(ids, value_set=raw.catalogue["item_id"].combine_chunks())
         table, unknown = raw.catalogue.take(rows).set_column(0, "item_id", ids), rows.null_count
     if raw.images is None:
-        return table, unknown, 0
+        # Names of files that nobody has are no images.
+        return table.set_column(3, "image", pa.nulls(len(table), pa.string())), unknown, 0
     images, unfound = find_images(raw.images, ids.to_pylist(), table["image"].to_pylist())
     return table.set_column(3, "image", pa.array(images, pa.string())), unknown, unfound
 

@@ -50,7 +50,7 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """User and items of each line that is not blank."""
     rows: dict[str, int] = {}
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             for row, line in enumerate(stream, 1):
                 if not (words := line.split()):
                     continue

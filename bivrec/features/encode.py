@@ -99,15 +99,7 @@ def encode_images(
     `images` is a folder or an uncompressed tar. Raises BivrecError if there is none, if no image can be read,
     or another process encodes them.
     """
-    names = domain.item_table()["image"]
-    rows = [(row, name) for row, name in enumerate(names) if name]
-    if not rows:
-        raise BivrecError(
-            f"{domain.path}: no item names an image; prepare the Domain again with `bivrec prepare ... --images FOLDER`"
-        )
-    source = images or domain.images
-    if source is None:
-        raise BivrecError(f"{domain.path}: the folder or tar of the images is not recorded; give it with --images")
+    rows, source = images_of(domain, images)
     files = ImageFiles(source)
     spec = _specification(encoder)
     features, present = _encode(domain, "image", encoder, spec, rows, files.read, batch_size, source)
@@ -118,6 +110,20 @@ def encode_images(
         )
     encoded = _finish(domain, "image", features, present, spec, whitening, half)
     return replace(encoded, unreadable=unreadable)
+
+
+def images_of(domain: Domain, images: Path | None = None) -> tuple[list[tuple[int, str]], Path]:
+    """Row and image of every item that has one, and the folder or tar of the images. Raises BivrecError if there is
+    none."""
+    rows = [(row, name) for row, name in enumerate(domain.item_table()["image"]) if name]
+    if not rows:
+        raise BivrecError(
+            f"{domain.path}: no item names an image; prepare the Domain again with `bivrec prepare ... --images FOLDER`"
+        )
+    source = images or domain.images
+    if source is None:
+        raise BivrecError(f"{domain.path}: the folder or tar of the images is not recorded; give it with --images")
+    return rows, source
 
 
 def features_of_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 
 from bivrec.config import CONTENT_FLOORS, FLOORS
@@ -40,7 +41,8 @@ def comparison(
         fitting = [name for name in MODELS if domain.info.features or not _needs_features(name)]
         for name in models or fitting:
             if name not in fitting:
-                raise BivrecError(f"--models {name}: {domain.path} has no features; run `bivrec encode {domain.path}`")
+                advice = f"run `bivrec encode {shlex.quote(str(domain.path))}`"
+                raise BivrecError(f"--models {name}: {domain.path} has no features; {advice}")
             entries.append(_entry(domain, name, k))
     names = list(dict.fromkeys(entry.name for entry in entries))
     if reference is not None and reference not in names:
