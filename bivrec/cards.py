@@ -30,7 +30,9 @@ VIEW_NAMES = {"id": "ID view", "mm": "multimodal view", "both": "both views"}
 FLOOR_NAMES = {
     "popularity": "most popular",
     "item-knn": "item-kNN",
+    "recent-item-knn": "item-kNN, recent items weighted",
     "spectral-knn": "spectral kNN",
+    "recent-spectral-knn": "spectral kNN, recent items weighted",
     "content-knn": "content-kNN",
     "recent-content-knn": "content-kNN, recent items weighted",
 }

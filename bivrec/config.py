@@ -25,7 +25,7 @@ VIEWS = ("id", "mm")
 INTERESTS = ("free", "content", "free+content")
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 """Those that read features."""
-FLOORS = ("popularity", "item-knn", "spectral-knn", *CONTENT_FLOORS)
+FLOORS = ("popularity", "item-knn", "recent-item-knn", "spectral-knn", "recent-spectral-knn", *CONTENT_FLOORS)
 """What ranks without training, which a trained model has to beat."""
 MOST_STAGES = 64
 """Scales, or clustering stages, of a model. Like the greatest values below, far beyond any use: a configuration

@@ -10,6 +10,7 @@ import torch
 
 from bivrec.baselines import item_knn
 from bivrec.baselines.content_knn import ContentKNN
+from bivrec.baselines.floors import fit_floor
 from bivrec.baselines.item_knn import ItemKNN
 from bivrec.baselines.popularity import Popularity
 from bivrec.baselines.spectral import spectral_vectors
@@ -109,6 +110,26 @@ def test_item_knn_equals_dense_cosines(random_domain):
     scores = scorer.score(scorer.encode(histories), 1, 2501)
     np.testing.assert_allclose(scores, cosines[histories].sum(1)[:, 1:], rtol=1e-5, atol=1e-6)
     assert scorer.score(scorer.encode(histories), 40, 90).equal(scores[:, 39:89])
+
+
+def test_item_knn_may_favour_recent_items(random_domain):
+    cosines = dense_cosines(random_domain)
+    histories = torch.tensor([[3, 1, 2000, 7], [0, 12, 900, 12]])
+    scorer = fit_floor("recent-item-knn", random_domain)
+    expected = np.stack([
+        sum(math.exp(-0.4 * age) * cosines[item] for age, item in enumerate(reversed(history)) if item)
+        for history in histories.tolist()
+    ])  # fmt: skip
+    np.testing.assert_allclose(scorer.score(scorer.encode(histories), 1, 2501), expected[:, 1:], rtol=1e-5, atol=1e-6)
+
+
+def test_spectral_knn_may_favour_recent_items(random_domain):
+    vectors = spectral_vectors(random_domain, 256).double().numpy()
+    scorer = fit_floor("recent-spectral-knn", random_domain)
+    for history in ([3, 1, 2000, 7], [12, 900]):
+        weights = np.exp(-0.4 * np.arange(len(history))[::-1])
+        expected = vectors @ (weights @ vectors[history]) / weights.sum()
+        np.testing.assert_allclose(scores_of(scorer, history), expected[1:], atol=1e-5)
 
 
 def test_item_knn_keeps_the_nearest_neighbours(random_domain):

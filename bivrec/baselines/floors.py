@@ -19,11 +19,11 @@ def fit_floor(name: str, domain: Domain) -> Scorer:
     """A floor on the training users of a Domain. Raises BivrecError if it is unknown or the Domain lacks features."""
     if name == "popularity":
         return Popularity.fit(domain)
-    if name == "item-knn":
-        return ItemKNN.fit(domain)
-    if name == "spectral-knn":
-        return ContentKNN(spectral_vectors(domain, SPECTRAL_SIZE))
+    decay = RECENT_DECAY if name.startswith("recent-") else 0.0
+    if name in ("item-knn", "recent-item-knn"):
+        return ItemKNN.fit(domain, decay=decay)
+    if name in ("spectral-knn", "recent-spectral-knn"):
+        return ContentKNN(spectral_vectors(domain, SPECTRAL_SIZE), decay=decay)
     if name in CONTENT_FLOORS:
-        decay = RECENT_DECAY if name == "recent-content-knn" else 0.0
         return ContentKNN.fit(domain, tuple(domain.info.features) or ("text",), decay=decay)
     raise BivrecError(f"--floor {name}: expected one of {', '.join(FLOORS)}")

@@ -16,20 +16,27 @@ _BLOCK = 1024
 
 
 class ItemKNN:
-    """Scores an item by the sum of its cosine similarities to the items of the history.
+    """Scores an item by the sum of its cosine similarities to the items of the history, or one that favours recent
+    items.
 
     Two items are similar if the same training users have them, however often. An item is no neighbour of itself; an
     item that the history holds twice counts twice.
     """
 
-    def __init__(self, similarities: Tensor, max_history: int = 50) -> None:
-        """similarities: sparse float32 [V + 1, V + 1]; row i holds the neighbours of item i."""
+    def __init__(self, similarities: Tensor, max_history: int = 50, decay: float = 0.0) -> None:
+        """similarities: sparse float32 [V + 1, V + 1]; row i holds the neighbours of item i.
+
+        decay: rate at which the weight of a history item falls with its age in items; 0 weighs all alike.
+        """
+        self._decay = decay
         self.num_items = len(similarities) - 1
         self.max_history = max_history
         self._similarities = similarities
 
     @classmethod
-    def fit(cls, domain: Domain, max_neighbours: int | None = None, max_history: int = 50) -> ItemKNN:
+    def fit(
+        cls, domain: Domain, max_neighbours: int | None = None, max_history: int = 50, decay: float = 0.0
+    ) -> ItemKNN:
         """Cosines between the items of a Domain over its training users, of each item the nearest `max_neighbours`.
 
         None: MOST_NEIGHBOURS, or as many as come to MOST_PAIRS together. Similarities are made in blocks of items.
@@ -45,14 +52,15 @@ class ItemKNN:
         ]
         pairs, cosines = torch.cat([pairs for pairs, _ in blocks], 1), torch.cat([cosines for _, cosines in blocks])
         size = (domain.num_items + 1, domain.num_items + 1)
-        return cls(_sparse(pairs, cosines, size).coalesce(), max_history)
+        return cls(_sparse(pairs, cosines, size).coalesce(), max_history, decay)
 
     def encode(self, histories: Tensor) -> Tensor:
         """Scores of the whole catalogue, float32 [B, V + 1]."""
         users, places = histories.nonzero(as_tuple=True)
         pairs = torch.stack([users, histories[users, places]])
-        counts = _sparse(pairs, torch.ones(len(users)), (len(histories), self.num_items + 1))
-        return _product(counts.coalesce(), self._similarities).to_dense()
+        weights = torch.exp(-self._decay * (histories.shape[1] - 1 - places))
+        wanted = _sparse(pairs, weights, (len(histories), self.num_items + 1))
+        return _product(wanted.coalesce(), self._similarities).to_dense()
 
     def score(self, users: Tensor, first: int, last: int) -> Tensor:
         """[B, last - first]."""
