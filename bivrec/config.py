@@ -437,6 +437,8 @@ def _system_faults(model: ModelConfig, training: TrainingConfig) -> list[str]:
         faults.append(f"training.views: the system {model.system} is trained with {allowed}")
     if model.readout not in readouts:
         faults.append(f"model.readout: the system {model.system} has no readout {model.readout}; set {readouts[0]}")
+    if model.system in ("nova", "dif-sr") and not model.num_layers:
+        faults.append(f"model.num_layers: the system {model.system} adds texts within its layers; set 1 or more")
     if len(training.views) > 1 and training.selection_view != "both":
         faults.append(
             f"training.selection_view: the system {model.system} has one model of both views; set both, "

@@ -180,6 +180,13 @@ def test_settings_that_contradict_each_other() -> None:
         assert name in message
 
 
+@pytest.mark.parametrize("system", ["nova", "dif-sr"])
+def test_systems_that_work_within_their_layers_need_one(system: str) -> None:
+    model = {"system": system, "num_layers": 0, "readout": "prefix"}
+    assert f"model.num_layers: the system {system}" in fault({"model": model})
+    config_from_dict({"model": {**model, "num_layers": 1}})
+
+
 @pytest.mark.parametrize("values", [None, [], "text", {"model": None}, {"training": [1]}, {1: 2}, {"description": 3}])
 def test_what_is_no_recipe_is_refused(values: Any) -> None:
     fault(values)
