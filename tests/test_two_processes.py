@@ -121,6 +121,13 @@ def test_metrics_are_those_of_one_process(folder: Path, source: Domain, facts: l
     assert facts[0]["metrics"] == facts[1]["metrics"] == alone
 
 
+def test_a_program_may_train_more_than_once(folder: Path) -> None:
+    runs = [Run.open(folder / name) for name in ("first", "second")]
+    assert [run.info.hardware["processes"] for run in runs] == [2, 2]
+    assert same(*(weights(run, "best") for run in runs))
+    assert runs[0].results() == runs[1].results() != {}
+
+
 def test_both_stop_when_one_is_interrupted(folder: Path) -> None:
     faults = {(folder / f"fault-{rank}").read_text() for rank in range(2)}
     assert len(faults) == 1

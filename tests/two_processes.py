@@ -15,6 +15,7 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import evaluate
 from bivrec.evaluation.scorer import ModelScorer
+from bivrec.pretrain import pretrain
 from bivrec.training.distributed import rank, world_size
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.run import Run
@@ -23,6 +24,9 @@ from bivrec.training.run import Run
 def main(domain: Domain, folder: Path) -> None:
     train(domain, Run.open(folder / "whole"))
     train(domain, Run.open(folder / "continued"), resume=True)
+    # A program may train more than once.
+    for name in ("first", "second"):
+        pretrain(domain, folder / name, Run.open(folder / "whole").config)
     # Only one process hears Ctrl-C; both must stop, at the same step.
     batch = BatchSampler.batch
 

@@ -53,7 +53,7 @@ class _LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
         except BivrecError as fault:
             raise click.ClickException(str(fault)) from fault
         except OSError as fault:
@@ -68,6 +68,10 @@ class _LazyGroup(click.Group):
             if safetensors and isinstance(fault, safetensors.SafetensorError):
                 raise click.ClickException(str(fault)) from fault
             raise
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        return result
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

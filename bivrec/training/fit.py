@@ -144,7 +144,9 @@ def _finish(run: Run, model: BiVRecNetwork, domain: Domain, accelerator: Acceler
     if accelerator.is_main_process:
         write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    # Not `end_training`, which also takes the process group from whatever the program trains next.
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _check_evaluable(domain: Domain) -> None:
