@@ -1,6 +1,8 @@
 """The experiments of the paper: what each would train, and some of them end to end."""
 
 import csv
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -129,6 +131,16 @@ def test_transfer_needs_a_target(source: Domain, tmp_path: Path) -> None:
     result = bivrec("experiment", "transfer", source.path, "--to", tmp_path / "study")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "at least one target" in result.stderr
+
+
+def test_transfer_to_items_of_the_source_is_refused(source: Domain, target: Domain, tmp_path: Path) -> None:
+    again = shutil.copytree(source.path, tmp_path / "again")
+    info = json.loads((again / "domain.json").read_text())
+    (again / "domain.json").write_text(json.dumps({**info, "name": "again"}))
+    result = bivrec("experiment", "transfer", source.path, target.path, again, "--to", tmp_path / "study")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"{again}: 100 % of its items are items of {source.path}, so that nothing would be" in result.stderr
+    assert not (tmp_path / "study").exists()
 
 
 # End to end, in one folder, so that trainings are shared

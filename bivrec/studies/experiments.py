@@ -10,7 +10,9 @@ from typing import Any
 
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
+from bivrec.data.sketch import item_sketch, share_known
 from bivrec.errors import BivrecError
+from bivrec.scorers import UNKNOWN_ENOUGH
 from bivrec.studies.execution import Finish, Picture
 from bivrec.studies.interests import silhouettes
 from bivrec.studies.paper import name_in_paper, table2, table3
@@ -127,7 +129,13 @@ def transfer(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     if not targets:
         raise BivrecError("transfer: expected the source Domain and at least one target Domain")
     entries, notes = [], ["zero-shot rows were trained on the source alone; supervised rows on the target."]
+    known = item_sketch(source)
     for target in targets:
+        if (share := share_known(target, known)) > UNKNOWN_ENOUGH:
+            raise BivrecError(
+                f"{target.location}: {100 * share:.0f} % of its items are items of {source.location}, so that nothing "
+                "would be zero-shot; leave them out with `bivrec prepare ... --without` the source"
+            )
         entries += [Entry(floor, target, floor) for floor in ("popularity", "content-knn", "recent-content-knn")]
         for base, name, read, paper_row in _ZERO_SHOT:
             label = f"zero-shot {base} {name}".rstrip()
