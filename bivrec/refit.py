@@ -18,8 +18,9 @@ def refit(
 ) -> Run:
     """Train a new Run at `path` as `run` was, on the validation's interactions too.
 
-    What those had told is kept: it takes as many steps as the best weights of `run` have, and its views rank together
-    in the same shares. What the test asks for stays unknown, so its results compare with those of `run`.
+    What those had told is kept: it takes as many steps as the best weights of `run` have, over which a learning rate
+    that falls does so anew, and its views rank together in the same shares. What the test asks for stays unknown, so
+    its results compare with those of `run`.
 
     domain: what to train on instead of the Domain of `run`, such as one of the same shop with what came since.
     Raises BivrecError if `run` has not ended, its Domain or the tower that it started from is not what it was, or

@@ -43,7 +43,7 @@ class NamedScorer:
     warnings: tuple[str, ...] = ()
     """What the reader of its lists must know."""
     with_validation: bool = False
-    """Whether it was trained on the validation too, of which it must not be asked."""
+    """Whether it was trained on the validation of this Domain too, of which it must not be asked."""
     not_zero_shot: str | None = None
     """Why the results of a tower on a Domain that is not its own are not zero-shot, and what to do; None: they are."""
 
@@ -73,7 +73,9 @@ def named_scorers(
             _refuse_id(name, view)
             found = iter([_stranger(domain, tower_of_run(run), name, "run")])
         else:
-            found = _views(run.load_model(domain), view, name, "run", source_of_run(run))
+            knows = run.config.training.with_validation
+            own = _views(run.load_model(domain), view, name, "run", source_of_run(run))
+            found = (replace(named, with_validation=knows) for named in own)
         yield from (_of_run(named, run) for named in found)
 
 
@@ -109,8 +111,7 @@ def recommender(
 def _of_run(named: NamedScorer, run: Run) -> NamedScorer:
     """With what a Run tells of its training."""
     line = run.unfinished()
-    warnings = (line, *named.warnings) if line else named.warnings
-    return replace(named, warnings=warnings, with_validation=run.config.training.with_validation)
+    return replace(named, warnings=(line, *named.warnings)) if line else named
 
 
 def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:

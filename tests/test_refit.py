@@ -1,5 +1,6 @@
 """A last training on the validation too: on what, with which settings, and what is told of it."""
 
+import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +24,15 @@ from stages import (
 )
 
 from bivrec.artefact import Tower
+from bivrec.baselines.floors import fit_floor
 from bivrec.config import Config
 from bivrec.data.domain import Domain
 from bivrec.data.info import SPLITS
 from bivrec.data.refit import RefitDomain
 from bivrec.errors import BivrecError
+from bivrec.evaluation.breakdown import PopularityGroups
 from bivrec.evaluation.protocol import EvaluationUsers
+from bivrec.evaluation.ranking import evaluate
 from bivrec.finetune import finetune, finetune_config
 from bivrec.hub import publish
 from bivrec.pretrain import pretrain, resume
@@ -84,6 +88,24 @@ def test_all_before_the_test_is_trained_on(domain: Domain) -> None:
     assert [after[split] for split in SPLITS[1:]] == [before[split] for split in SPLITS[1:]]
     train = united.sequences("train")
     assert all(np.all(np.diff(train.timestamps[a:b]) >= 0) for a, b in pairwise(train.offsets))
+
+
+def test_users_who_came_since_the_validation_began_are_trained_on(tmp_path: Path) -> None:
+    """What they did before the test began is in its histories alone."""
+    rows = [(f"u{user}", f"i{(user + time) % 7}", 10 * time + user) for user in range(20) for time in range(40)]
+    new = [("new", "i2", 350), ("new", "i5", 352), ("new", "i3", 398), ("newer", "i1", 399), ("newer", "i0", 400)]
+    write_shop(tmp_path, rows + new, [(f"i{item}", f"thing {item}") for item in range(7)])
+    prepare_shop(tmp_path, tmp_path / "domain", "--split", "temporal")
+    domain = Domain.open(tmp_path / "domain")
+    assert 300 < domain.info.cutoffs["validation"] < 350
+    assert 352 < domain.info.cutoffs["test"] < 398
+    assert not {"new", "newer"} & {*items_of_split(domain, "train"), *items_of_split(domain, "validation")}
+    after = items_of_split(RefitDomain(domain), "train")
+    assert after["new"] == ["i2", "i5"]
+    assert "newer" not in after
+    assert items_of_split(RefitDomain(domain), "test") == items_of_split(domain, "test")
+    for user, items in items_of_split(domain, "validation").items():
+        assert after[user] == items
 
 
 def test_what_is_in_the_test_alone_stays_unknown(domain: Domain) -> None:
@@ -210,3 +232,18 @@ def test_a_domain_with_what_came_since(run: Run, shop: Path, domain: Domain, tmp
     today = Run.open(tmp_path / "run")
     assert today.info.domain["users"] != run.info.domain["users"]
     today.load_model(Domain.open(tmp_path / "now"))
+
+
+def test_floors_and_groups_know_what_a_refit_knows(domain: Domain, run: Run, final: Run) -> None:
+    options = ("--floor", "item-knn", "--by-popularity", "--json")
+    of_run = bivrec("evaluate", domain.path, "--run", run.path, *options)
+    of_final = bivrec("evaluate", domain.path, "--run", final.path, *options)
+    for told, known in ((of_run, domain), (of_final, RefitDomain(domain))):
+        assert told.stderr == ""
+        found = json.loads(told.stdout)
+        users = EvaluationUsers.from_sequences(domain.sequences("test"))
+        assert found["results"]["item-knn"] == evaluate(fit_floor("item-knn", known), users, (20,)).metrics
+        groups = PopularityGroups.of_training(known.sequences("train"), domain.num_items).targets(users)
+        assert found["by_popularity"]["targets"] == {group: len(targets.items) for group, targets in groups.items()}
+    both = bivrec("evaluate", domain.path, "--run", run.path, "--run", final.path, "--floor", "item-knn", "--json")
+    assert both.stderr.startswith("Warning: some models know the validation, and others, as the floors here, do not: ")

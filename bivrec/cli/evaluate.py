@@ -108,15 +108,18 @@ def evaluate(
         users = users.cold_start(cold)
     of_models = partial(named_scorers, opened, runs, sources, view=view, zero_shot=zero_shot)
     names = [*_names_of_lists(lists), *floors]
+    refits = []
     # All are opened once more than needed: what is wrong with any must be told before the first is ranked.
     for named in of_models():
         if named.with_validation and split == "validation":
             raise BivrecError(f"{named.name}: was trained on the validation, and can be asked of it no more")
         names.append(named.name)
+        refits.append(named.with_validation)
     _check_names(names, reference)
     if per_user is not None:
         _check_names(list(map(_file_of, names)))
-    ranked = _ranked(of_models(floors=floors), users, ks, remove_seen)
+    known = _known_to(opened, refits)
+    ranked = _ranked(chain(named_scorers(known, floors=floors), of_models()), users, ks, remove_seen)
     # Lists first, for the same reason.
     rows = {row.name: row for row in chain(_listed(lists, opened, users, ks, remove_seen), ranked)}
     told: dict[str, Any] = {
@@ -138,7 +141,7 @@ def evaluate(
     if tests:
         told["p_values"] = tests({name: row.result.per_user for name, row in rows.items()})
     if by_popularity:
-        told["by_popularity"] = _by_popularity(rows, users, opened, _leading(ks), tests)
+        told["by_popularity"] = _by_popularity(rows, users, known, _leading(ks), tests)
     # Printed first, so that a full disk does not lose it.
     click.echo(json.dumps(told)) if as_json else _echo_table(told)
     if per_user is not None:
@@ -147,6 +150,18 @@ def evaluate(
                 write_per_user(staging / _file_of(name), users, row.result)
     if plot is not None:
         plot_comparison(plot, told["results"], f"recall@{_leading(ks)}", f"{opened.name}: {len(users)} {split} users")
+
+
+def _known_to(domain: Domain, refits: Sequence[bool]) -> Domain:
+    """What floors, and groups by popularity, may know of a Domain: as much as the models that were trained on it.
+
+    refits: of each model whether it knows the validation too; warns where only some do.
+    """
+    from bivrec.data.refit import RefitDomain
+
+    if any(refits) and not all(refits):
+        _warn("some models know the validation, and others, as the floors here, do not: their results do not compare")
+    return RefitDomain(domain) if refits and all(refits) else domain
 
 
 def _names_of_lists(paths: Sequence[Path]) -> list[str]:

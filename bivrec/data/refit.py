@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.data.domain import Domain
+from bivrec.data.info import TEMPORAL
 from bivrec.data.sequences import Sequences, UserIds
 from bivrec.data.stretches import places_of
 
@@ -18,26 +20,41 @@ class RefitDomain(Domain):
 
     def __init__(self, domain: Domain) -> None:
         super().__init__(domain.path, domain.info, domain.repository)
-        self._train = _united(super().sequences("train"), super().sequences("validation"))
+        parts = [super().sequences("train"), super().sequences("validation")]
+        if domain.info.protocol == TEMPORAL:
+            # Of users who came between the two times, the test alone knows what they did before the second.
+            parts.append(_before_targets(super().sequences("test")))
+        self._train = reduce(_united, parts)
 
     def sequences(self, split: str) -> Sequences:
-        """As of `Domain`; of `train`, in memory, with the validation's users and what it has of the others."""
+        """As of `Domain`; of `train`, in memory, with the validation's users and what it has of the others, and of a
+        Domain that was split by time with the users who came since."""
         return self._train if split == "train" else super().sequences(split)
 
 
-def _united(train: Sequences, validation: Sequences) -> Sequences:
-    """The users of both by id; of one whom both have, the validation's sequence, which begins as the training's."""
-    ids = [pa.array(users.user_ids, pa.string()) for users in (train, validation)]
-    later = pc.is_in(ids[0], value_set=ids[1]).to_numpy(zero_copy_only=False)
-    rows = np.concatenate([np.flatnonzero(~later), len(train) + np.arange(len(validation))])
+def _before_targets(test: Sequences) -> Sequences:
+    """The histories of users who are asked what they did since a time."""
+    assert test.cutoff is not None
+    before = test.timestamps < test.cutoff
+    ends = np.concatenate([[0], np.cumsum(before)])[test.offsets]
+    return dataclasses.replace(
+        test, offsets=ends.astype(np.int64), items=test.items[before], timestamps=test.timestamps[before], cutoff=None
+    )
+
+
+def _united(train: Sequences, later: Sequences) -> Sequences:
+    """The users of both by id; of one whom both have, the later sequence, which begins as the other."""
+    ids = [pa.array(users.user_ids, pa.string()) for users in (train, later)]
+    goes_on = pc.is_in(ids[0], value_set=ids[1]).to_numpy(zero_copy_only=False)
+    rows = np.concatenate([np.flatnonzero(~goes_on), len(train) + np.arange(len(later))])
     all_ids = pa.concat_arrays(ids)
     rows = rows[pc.sort_indices(all_ids.take(pa.array(rows))).to_numpy()]
-    starts = np.concatenate([train.offsets[:-1], len(train.items) + validation.offsets[:-1]])
-    offsets, places = places_of(starts[rows], np.concatenate([train.lengths, validation.lengths])[rows])
+    starts = np.concatenate([train.offsets[:-1], len(train.items) + later.offsets[:-1]])
+    offsets, places = places_of(starts[rows], np.concatenate([train.lengths, later.lengths])[rows])
     return dataclasses.replace(
         train,
         offsets=offsets,
-        items=np.concatenate([train.items, validation.items])[places],
-        timestamps=np.concatenate([train.timestamps, validation.timestamps])[places],
+        items=np.concatenate([train.items, later.items])[places],
+        timestamps=np.concatenate([train.timestamps, later.timestamps])[places],
         user_ids=UserIds(pa.chunked_array([all_ids]), rows),
     )
