@@ -181,7 +181,8 @@ class Tower(_Published):
         """Vectors [V, D] of items with features [V, F], those of all modalities side by side in the tower's order.
 
         Each modality's part of a row is brought to length 1 first, as in the training; zeros stand for a modality that
-        an item does not have, and a row of zeros gives a vector of zeros.
+        an item does not have, and a row of zeros gives a vector of zeros (of UniSRec, what it has learnt for it). Of
+        MMSRec, which also reads the modalities, they are longer: [V, (1 + M) D].
         """
         width = self._config.feature_size
         if features.ndim != 2 or features.shape[1] != width:
@@ -194,8 +195,9 @@ class Tower(_Published):
         # A copy that shares all weights: another thread may encode other items, and none of their features are kept.
         network = self._network()
         reader = copy.deepcopy(network, {id(part): part for part in (network.sequence, *network.parameters())})
-        reader.items.attach(torch.cat(parts, dim=1).to(self._device))
-        return reader.encode_items(torch.arange(len(features), device=self._device))
+        # Index 0 is padding.
+        reader.items.attach(functional.pad(torch.cat(parts, dim=1), (0, 0, 1, 0)).to(self._device))
+        return reader.encode_items(torch.arange(1, len(features) + 1, device=self._device))
 
     @torch.no_grad()
     def encode_histories(self, item_vectors: Tensor, histories: Tensor) -> Tensor:
@@ -204,10 +206,10 @@ class Tower(_Published):
         item_vectors [V + 1, D]: of `encode_items`, row 0 being padding. histories int64 [B, L]: rows of them, oldest
         first, padded on the left with 0; of longer histories than the tower reads, the most recent items count.
         """
-        if item_vectors.ndim != 2 or item_vectors.shape[1] != self.config.hidden_size:
-            raise BivrecError(
-                f"item vectors {list(item_vectors.shape)}: expected [items + 1, {self.config.hidden_size}]"
-            )
+        parts = 1 + len(self.features) if self.config.system == "mmsrec" else 1
+        width = parts * self.config.hidden_size
+        if item_vectors.ndim != 2 or item_vectors.shape[1] != width:
+            raise BivrecError(f"item vectors {list(item_vectors.shape)}: expected [items + 1, {width}]")
         _check_histories(histories, len(item_vectors))
         recent = histories[:, -self.config.max_history :].to(self._device)
         vectors = functional.embedding(recent, item_vectors.to(self._device))
@@ -215,7 +217,8 @@ class Tower(_Published):
 
     def score(self, interests: Tensor, item_vectors: Tensor) -> Tensor:
         """Scores [B, V] of items with vectors [V, D] for users with interests [B, K, D]; more is better."""
-        return self._network().join_interests(interests @ item_vectors.T)
+        network = self._network()
+        return network.join_interests(interests @ network.candidates(item_vectors).T)
 
     @property
     def _device(self) -> torch.device:

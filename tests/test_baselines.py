@@ -424,6 +424,13 @@ def test_a_baseline_of_features_transfers(system: str, source: Domain, target: D
     direct = ModelScorer(zero_shot_model(target, tower_of_run(run)))
     histories = torch.tensor([[1, 2, 3]])
     assert torch.equal(*(s.score(s.encode(histories), 1, 9) for s in (zero_shot, direct)))
+    vectors = published.encode_items(published.item_features(target))
+    interests = published.encode_histories(vectors, histories)
+    expected = zero_shot.score(zero_shot.encode(histories), 1, target.num_items + 1)
+    torch.testing.assert_close(published.score(interests, vectors[1:]), expected)
+    # The first row is an item like any other.
+    items = published.item_features(target)[1:]
+    torch.testing.assert_close(published.encode_items(items), vectors[1:])
     views = ["mm"] if system == "mmsrec" else ["id", "mm"]
     wanted = finetune_config({"training": values()["training"] | {"views": views, "learning_rate": 0.0}}, published)
     tuned = finetune(target, tmp_path / "tuned", wanted, published)
