@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from accelerate import Accelerator
 
 from bivrec.evaluation.protocol import EvaluationUsers
@@ -33,12 +34,12 @@ def evaluate_views(
     if len(views) == 1:
         return {views[0]: evaluate(ModelScorer(model, views[0]), users, ks, accelerator=accelerator)}
     # As the model will round them.
-    weights = model.id_weight.new_tensor(WEIGHTS) if fit else model.id_weight.view(1)
+    weights = torch.tensor(WEIGHTS, dtype=model.id_weight.dtype).tolist() if fit else [model.id_weight]
     scorers = ModelScorers(model, ["id", "mm", *(weight * model.id_trust for weight in weights)])
     of_id, of_mm, *of_both = evaluate_each(scorers, users, ks, accelerator=accelerator)
     best = 0
     if fit:
         recalls = [result.metrics[SELECTION_METRIC] for result in of_both]
         best = max(range(len(WEIGHTS)), key=lambda place: (recalls[place], -abs(WEIGHTS[place] - 0.5)))
-        model.id_weight.copy_(weights[best])
+        model.id_weight.fill_(weights[best])
     return {"id": of_id, "mm": of_mm, "both": of_both[best]}
