@@ -17,7 +17,7 @@ from bivrec.baselines.sasrec import SASRec
 from bivrec.baselines.side_information import DIFSR, NOVA
 from bivrec.baselines.unisrec import AdaptorItems, UniSRec
 from bivrec.config import Config, ModelConfig
-from bivrec.model.items import FeatureItems, IdItems, Items, JointItems, Rows, resident
+from bivrec.model.items import AttachedFeatures, FeatureItems, IdItems, Items, JointItems, Rows
 from bivrec.model.tower import TowerNetwork
 
 JOINT = "both"
@@ -61,10 +61,10 @@ def fresh_towers(
 
 
 def attach_features(towers: Mapping[str, TowerNetwork], features: Rows) -> None:
-    """Let the towers read the features [V + 1, F] of a Domain, of which those that fit into memory lie there once."""
-    rows = resident(features)
+    """Let the towers read the features [V + 1, F] of a Domain."""
+    attached = AttachedFeatures(features)
     for tower in towers.values():
-        tower.items.attach(rows)
+        tower.items.attach(attached)
 
 
 def tower_views(config: ModelConfig, views: Sequence[str]) -> tuple[str, ...]:

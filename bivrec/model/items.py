@@ -26,11 +26,29 @@ class Rows(Protocol):
         """Rows [..., F] of items on the CPU."""
 
 
-def resident(features: Rows) -> Rows:
-    """The features as a tensor if they fit RESIDENT_BYTES, or as they are."""
-    if isinstance(features, Tensor) or 4 * features.shape[0] * features.shape[1] > RESIDENT_BYTES:
-        return features
-    return features[torch.arange(features.shape[0])]
+class AttachedFeatures:
+    """Features [V+1, F] of a Domain, which all towers of a model share: what is held on a device lies there once."""
+
+    def __init__(self, rows: Rows) -> None:
+        """Rows that are no tensor are read as a whole if they fit RESIDENT_BYTES."""
+        held = not isinstance(rows, Tensor) and 4 * rows.shape[0] * rows.shape[1] <= RESIDENT_BYTES
+        self._rows = rows[torch.arange(rows.shape[0])] if held else rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V+1, F)."""
+        return self._rows.shape
+
+    def __getitem__(self, items: Tensor) -> Tensor:
+        """Rows [..., F] of items on the CPU."""
+        return self._rows[items]
+
+    def of(self, items: Tensor, like: Tensor) -> Tensor:
+        """Rows [..., F] of items, where `like` lies and in its precision."""
+        if not isinstance(self._rows, Tensor):
+            return self._rows[items.cpu()].to(like)
+        self._rows = self._rows.to(like)
+        return functional.embedding(items, self._rows)
 
 
 class Items(nn.Module, ABC):
@@ -81,7 +99,7 @@ class FeatureItems(Items):
     The features belong to a Domain, not to the model: attach them with `attach`; they are not saved.
     """
 
-    features: Rows | None
+    features: AttachedFeatures | None
 
     def __init__(self, feature_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -92,16 +110,13 @@ class FeatureItems(Items):
         self.features = None
 
     def attach(self, features: Rows) -> None:
-        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero.
-
-        Those that are no tensor are read as a whole if they fit RESIDENT_BYTES.
-        """
+        """Use the features [V+1, F] of a Domain; row 0 is padding and must be zero."""
         if features.shape[1] != self.projection.in_features:
             raise BivrecError(
                 f"features have {features.shape[1]} dimensions, the tower reads {self.projection.in_features}; "
                 "encode the Domain with the tower's encoders and modalities"
             )
-        self.features = resident(features)
+        self.features = features if isinstance(features, AttachedFeatures) else AttachedFeatures(features)
 
     def copy(self) -> FeatureItems:
         """The same projection with weights of its own, on the same features."""
@@ -123,14 +138,9 @@ class FeatureItems(Items):
 
     def feature_rows(self, indices: Tensor) -> Tensor:
         """Features [..., F] of the items with these indices, where the projection lies."""
-        features = self._attached()
-        if not isinstance(features, Tensor):
-            return features[indices.cpu()].to(self.projection.weight)
-        # Once; afterwards they lie where the projection does.
-        self.features = features = features.to(self.projection.weight)
-        return functional.embedding(indices, features)
+        return self._attached().of(indices, self.projection.weight)
 
-    def _attached(self) -> Rows:
+    def _attached(self) -> AttachedFeatures:
         if self.features is None:
             raise BivrecError("the multimodal tower has no item features yet; attach those of a Domain first")
         return self.features
