@@ -171,7 +171,8 @@ def sequences(path: Path, attributes: Path | None, **options: Any) -> None:
 @click.option("--text-column", multiple=True,
               help="Texts, in the items; repeatable.  [default: text, if there is one, else the title]")  # fmt: skip
 @click.option("--image-column",
-              help="Files of images, in the items.  [default: image, if there is one, else ITEM_ID.*]")  # fmt: skip
+              help="Files of images, in the items; one whose file is not there has ITEM_ID.*.  "
+                   "[default: image, if there is one]")  # fmt: skip
 @click.option("--rating-column", help="Ratings, in the interactions, for --min-rating.  [default: rating]")
 @min_rating_option
 @keep_items_option
