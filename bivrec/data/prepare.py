@@ -232,7 +232,9 @@ def _stable_order(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
         span = int(timestamps.max()) - earliest + 1
         if (int(users.max()) + 1) * span <= 2**63 - 1:
             # One sort of one number is several times faster than lexsort's two.
-            key = users * np.int64(span)
+            # Widened first: NumPy 1 keeps int32 where the factor fits into it.
+            key = users.astype(np.int64)
+            key *= span
             key += timestamps
             key -= earliest
             return np.argsort(key, kind="stable")
