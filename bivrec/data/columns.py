@@ -200,9 +200,8 @@ def _read_parquet(path: Path, types: Mapping[str, pa.DataType], required: Sequen
     _check_columns(path, types, required, found.names)
     types = {name: kind for name, kind in types.items() if name in found.names}
     strings = [name for name, kind in types.items() if kind == ID and pa.types.is_string(found.field(name).type)]
-    # partitioning: the folders above a file say nothing about its columns.
-    with _faults_of(path):
-        table = pq.read_table(path, columns=list(types), read_dictionary=strings, partitioning=None)
+    with _faults_of(path), pq.ParquetFile(path, read_dictionary=strings) as file:
+        table = file.read(columns=list(types))
     return _checked(path, table, types, first_row=1)
 
 
