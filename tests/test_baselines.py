@@ -26,6 +26,7 @@ from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import finetune, finetune_config, zero_shot_model
 from bivrec.hub import publish, tower_of_run
 from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.model.items import AttachedFeatures
 from bivrec.model.tower import Interests, TowerNetwork
 from bivrec.pretrain import pretrain, resume
 from bivrec.studies.systems import SYSTEMS
@@ -374,6 +375,17 @@ def test_re4_contrast_and_attend_pair_by_pair() -> None:
     torch.testing.assert_close(attend_loss(items, mask, found, attention), torch.stack(attend).mean())
 
 
+def test_re4_contrasts_in_full_precision() -> None:
+    """Its logits of up to 50 would be rounded to quarters in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    items, found = (torch.randn(4, n, 8, generator=generator) for n in (5, 2))
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    chosen = torch.rand(4, 2, 5, generator=generator) > 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        half = contrast_loss(items, mask, found, chosen)
+    assert torch.equal(half, contrast_loss(items, mask, found, chosen))
+
+
 def test_a_single_item_is_encoded_by_mmsrec_as_a_history_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users and items pass through the same layers: the score of an item does not depend on which others there are."""
     monkeypatch.setattr("bivrec.baselines.mmsrec.MOST_ROWS", 2)
@@ -390,6 +402,14 @@ def test_the_gates_of_unisrec_are_noisy_in_training_alone() -> None:
     tower.eval()
     assert torch.equal(tower.encode_items(items), tower.encode_items(items))
     assert tower.encode_items(torch.tensor([0])).count_nonzero() == 0
+
+
+def test_an_item_without_features_has_a_direction_in_unisrec() -> None:
+    """Its offset is learnt, and the cosine of a zero vector has a gradient that drowns all others."""
+    torch.manual_seed(0)
+    tower = make_tower("unisrec", ("mm",), score="cosine")
+    tower.items.attach(AttachedFeatures(torch.zeros(NUM_ITEMS + 1, sum(SIZES))))
+    torch.testing.assert_close(tower.encode_items(torch.arange(1, NUM_ITEMS + 1)).norm(dim=-1), torch.ones(NUM_ITEMS))
 
 
 # Commands

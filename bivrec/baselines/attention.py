@@ -41,8 +41,13 @@ def causal_visibility(mask: Tensor) -> Tensor:
 
 def hidden_but(visible: Tensor, logits: Tensor) -> Tensor:
     """Logits in at least float32, with the lowest number where they are not visible: a softmax gives it nothing."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = in_full(logits)
     return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+
+
+def in_full(values: Tensor) -> Tensor:
+    """The values in at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def read_positions(length: int, read: Tensor | None, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bivrec.baselines.attention import hidden_but
+from bivrec.baselines.attention import hidden_but, in_full
 from bivrec.baselines.comirec import readable
 from bivrec.config import ModelConfig
 from bivrec.model.dropout import Dropout
@@ -69,12 +69,19 @@ class Re4(nn.Module):
 
 
 def contrast_loss(items: Tensor, mask: Tensor, found: Tensor, representative: Tensor) -> Tensor:
-    """InfoNCE of interests [B, K, D] and the items [B, N, D] that represent them, representative [B, K, N]."""
-    vectors, interests = functional.normalize(items, dim=-1), functional.normalize(found, dim=-1)
-    own = hidden_but(mask.unsqueeze(1), interests @ vectors.transpose(1, 2) / CONTRAST_TEMPERATURE)
+    """InfoNCE of interests [B, K, D] and the items [B, N, D] that represent them, representative [B, K, N].
+
+    Another user is the one of the previous row that this process has of the batch.
+    """
+    # Logits of up to 50 that are rounded to bfloat16 would be off by tenths.
+    with torch.autocast(items.device.type, enabled=False):
+        vectors, interests = (functional.normalize(in_full(part), dim=-1) for part in (items, found))
+        near, mutual, foreign = (
+            interests @ others.transpose(1, 2) / CONTRAST_TEMPERATURE
+            for others in (vectors, interests, vectors.roll(1, 0))
+        )
     itself = torch.eye(found.shape[1], dtype=torch.bool, device=found.device)
-    among = hidden_but(~itself, interests @ interests.transpose(1, 2) / CONTRAST_TEMPERATURE)
-    foreign = interests @ vectors.roll(1, 0).transpose(1, 2) / CONTRAST_TEMPERATURE
+    own, among = hidden_but(mask.unsqueeze(1), near), hidden_but(~itself, mutual)
     others = hidden_but(mask.roll(1, 0).unsqueeze(1), foreign)
     normaliser = torch.cat([own, among, others], -1).logsumexp(-1, keepdim=True)
     return mean_of_users(normaliser - own, representative)

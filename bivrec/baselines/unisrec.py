@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bivrec.baselines.attention import INITIAL_STD, in_full
 from bivrec.baselines.sasrec import SASRec
 from bivrec.model.items import FeatureItems
 from bivrec.model.tower import Interests
@@ -28,7 +29,9 @@ class AdaptorItems(FeatureItems):
         self.projection = nn.Linear(feature_size, NUM_EXPERTS * hidden_size, bias=False)
         for expert in self.projection.weight.data.view(NUM_EXPERTS, hidden_size, feature_size):
             nn.init.orthogonal_(expert)
-        self.offset = nn.Parameter(torch.zeros(NUM_EXPERTS, hidden_size))
+        self.offset = nn.Parameter(torch.empty(NUM_EXPERTS, hidden_size))
+        # An item without features is the offset alone; a cosine has no direction to turn where that is zero.
+        nn.init.trunc_normal_(self.offset, std=INITIAL_STD)
         self.gate = nn.Linear(feature_size, NUM_EXPERTS, bias=False)
         self.noise = nn.Linear(feature_size, NUM_EXPERTS, bias=False)
 
@@ -57,8 +60,9 @@ class UniSRec(SASRec):
         """
         kept = mask & (torch.rand(mask.shape, device=mask.device) >= ITEM_DROP)
         kept[:, -1] = mask[:, -1]
-        dropped = functional.normalize(self(items, kept).vectors[:, -1, 0], dim=-1)
-        whole = functional.normalize(interests.vectors[:, -1, 0], dim=-1)
-        logits = whole @ dropped.T / CONTRAST_TEMPERATURE
+        dropped, whole = (in_full(read.vectors[:, -1, 0]) for read in (self(items, kept), interests))
+        # Logits of up to 14 that are rounded to bfloat16 would be off by hundredths.
+        with torch.autocast(items.device.type, enabled=False):
+            logits = functional.normalize(whole, dim=-1) @ functional.normalize(dropped, dim=-1).T
         own = torch.arange(len(logits), device=logits.device)
-        return CONTRAST_WEIGHT * functional.cross_entropy(logits.float(), own)
+        return CONTRAST_WEIGHT * functional.cross_entropy(logits / CONTRAST_TEMPERATURE, own)
