@@ -85,7 +85,8 @@ class ModelConfig:
     positions: str = _setting(
         "age",
         "age: an embedding for each number of items that followed (the paper); "
-        "none: the order is known by Gaussian attention and by what the interests forget",
+        "none: order is known by the distances of Gaussian attention and, with the readout prefix, by what the "
+        "interests forget; a history that is read backwards then has the same interests with the readout history",
         choices=("age", "none"),
     )
     gaussian: str = _setting(
@@ -96,7 +97,9 @@ class ModelConfig:
     num_interests: tuple[int, ...] = _setting(
         (4,), "interests after each clustering stage; the last is K", low=1, high=1 << 12
     )
-    interests_per_item: int = _setting(1, "interests F that an item may belong to (Eq. 8)", low=1, high=1 << 12)
+    interests_per_item: int = _setting(
+        1, "interests F that an item may belong to (Eq. 8), unless the assignment is soft", low=1, high=1 << 12
+    )
     assignment: str = _setting(
         "gumbel-hard",
         "how items choose interests (Eq. 8-10)",
@@ -165,7 +168,8 @@ class ObjectiveConfig:
     negatives_scored_by: str = _setting(
         "target-interest",
         "target-interest: the interest nearest to the target scores all candidates (Eq. 19-21); "
-        "best-interest: each candidate is scored by its own nearest interest, as in ranking",
+        "best-interest: each candidate is scored by its own nearest interest, as in ranking; of no effect where "
+        "interest_score is logsumexp",
         choices=("target-interest", "best-interest"),
     )
     contrastive_weight: float = _setting(0.5, "lambda1 of the coarse cross-view loss (Eq. 22)", low=0.0)
@@ -237,6 +241,10 @@ class TrainingConfig:
     )
     seed: int = _setting(0, "seed of initialisation, batches, dropout and noise", low=0, high=(1 << 32) - 1)
 
+    def __post_init__(self) -> None:
+        # Models keep what belongs to the views by their place; however they are named, it is one model.
+        object.__setattr__(self, "views", tuple(sorted(self.views, key=VIEWS.index)))
+
 
 @dataclass(frozen=True)
 class Config:
@@ -266,9 +274,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
         faults = _contradictions(config)
     if faults:
         raise BivrecError(f"{source}: " + "; ".join(faults))
-    # Models keep what belongs to the views by their place; however they are named, it is one model.
-    views = tuple(sorted(config.training.views, key=VIEWS.index))
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, views=views))
+    return config
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
@@ -358,7 +364,10 @@ def _build(cls: type[T], values: Any, prefix: str, faults: list[str]) -> T:
         elif dataclasses.is_dataclass(types[key]):
             arguments[key] = _build(typing.cast("type[Any]", types[key]), value, f"{prefix}{key}.", faults)
         else:
-            arguments[key] = _convert(value, types[key], known[key].metadata, f"{prefix}{key}", faults)
+            before = len(faults)
+            converted = _convert(value, types[key], known[key].metadata, f"{prefix}{key}", faults)
+            if len(faults) == before:
+                arguments[key] = converted
     return cls(**arguments)
 
 
@@ -432,7 +441,7 @@ def _system_faults(model: ModelConfig, training: TrainingConfig) -> list[str]:
     """What a baseline cannot do."""
     views, readouts = SYSTEM_LIMITS[model.system]
     faults = []
-    if tuple(sorted(training.views)) not in views:
+    if training.views not in views:
         allowed = " or ".join(f"[{', '.join(option)}]" for option in views)
         faults.append(f"training.views: the system {model.system} is trained with {allowed}")
     if model.readout not in readouts:

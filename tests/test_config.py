@@ -240,3 +240,4 @@ def test_an_unknown_key_of_an_override_is_a_fault_of_the_configuration() -> None
 
 def test_the_order_in_which_views_are_named_does_not_matter():
     assert config_from_dict({"training": {"views": ["mm", "id"]}}) == config_from_dict({})
+    assert dataclasses.replace(TrainingConfig(), views=("mm", "id")) == TrainingConfig()

@@ -26,7 +26,6 @@ from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.pretrain import suited_to
 from bivrec.scorers import named_scorers
 from bivrec.studies.jobs import Job, check_kept, is_finished, run_jobs
-from bivrec.training.checkpoint import checkpoint_weights
 from bivrec.training.run import Run
 
 PerUser = npt.NDArray[np.float64]
@@ -261,9 +260,10 @@ class Workshop:
             scorer = next(named_scorers(known, floors=(ranked_by,))).scorer
             return [Measured(entry, (), *_both_ways([_rank(scorer, entry, users, k)]), None, None) for entry in entries]
         ranked: list[list[tuple[EvaluationResult, EvaluationResult]]] = [[] for _ in entries]
-        seeds, weights = [], []
+        seeds, weights, parameters = [], [], 0
         for seed, model in self.models(ranked_by, domain):
             seeds.append(seed)
+            parameters = sum(parameter.numel() for parameter in model.parameters())
             weights += [float(model.id_weight)] if len(model.views) > 1 else []
             for results, entry in zip(ranked, entries, strict=True):
                 results.append(_rank(ModelScorer(model, entry.view), entry, users, k))
@@ -271,8 +271,6 @@ class Workshop:
             return []
         runs = [run for _, run in self.finished(ranked_by)]
         seconds = float(np.mean([run.progress("last").seconds for run in runs]))
-        checkpoint = checkpoint_weights(runs[0].checkpoint("best"))
-        parameters = sum(tensor.numel() for tensor in checkpoint.values())
         shares = {"id weight": np.array(weights)} if weights else {}
         return [
             Measured(
