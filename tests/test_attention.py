@@ -126,7 +126,7 @@ def test_a_layer_is_pre_norm_with_two_residuals(gaussian: str, tokens: Tensor, m
     def gelu(vector: Tensor) -> Tensor:
         return vector * 0.5 * (1 + torch.erf(vector / math.sqrt(2)))
 
-    layer = randomised(TransformerLayer(WIDTH, 2, 0.3, gaussian)).eval()
+    layer = randomised(TransformerLayer(WIDTH, 0.3, GaussianAttention(WIDTH, 2, 0.3, gaussian))).eval()
     widen, _, narrow = layer.mlp
     assert widen.out_features == 4 * WIDTH
     found = apply(layer, tokens, everyone_sees(mask), squared_distance(position))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bivrec.model.attention import TransformerLayer
 from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
@@ -61,6 +62,15 @@ def one_interest(vectors: Tensor, mask: Tensor) -> Interests:
     return Interests(vectors.unsqueeze(2), empty, mask)
 
 
+Sources = Callable[[Tensor], Sequence[Tensor]]
+"""From the values to what queries and keys are made of."""
+
+
+def itself(normed: Tensor) -> Sequence[Tensor]:
+    """The source of plain self-attention."""
+    return (normed,)
+
+
 class Attention(nn.Module):
     """Multi-head attention whose logits are summed over several sources of queries and keys.
 
@@ -75,12 +85,12 @@ class Attention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, sources: Sequence[Tensor], values: Tensor, visible: Tensor) -> Tensor:
-        """Mixed values [B, N, D]; sources and values [B or 1, N, D], visible [B, N, N] bool."""
+    def forward(self, values: Tensor, visible: Tensor, sources: Sources = itself) -> Tensor:
+        """Mixed values [B, N, D], of values [B, N, D] and visible [B, N, N] bool; sources are [B or 1, N, D]."""
         value = self._heads(self.value(values))
         batch, heads, length, width = value.shape
         queries, keys = [], []
-        for part, source in zip(self.query_key, sources, strict=True):
+        for part, source in zip(self.query_key, sources(values), strict=True):
             query, key = self._heads(part(source)).expand(batch, -1, -1, -1).chunk(2, -1)
             queries.append(query)
             keys.append(key)
@@ -102,34 +112,9 @@ class Attention(nn.Module):
         return projected.view(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
 
-Sources = Callable[[Tensor], Sequence[Tensor]]
-"""From a layer's normed stream to what its queries and keys are made of."""
-
-
-def itself(normed: Tensor) -> Sequence[Tensor]:
-    """The source of plain self-attention."""
-    return (normed,)
-
-
-class Layer(nn.Module):
-    """Pre-norm transformer layer: attention and a GELU MLP of width 4D, each with dropout and a residual."""
-
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, num_sources: int = 1) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size)
-        self.attention = Attention(hidden_size, num_heads, dropout, num_sources)
-        self.mlp_norm = nn.LayerNorm(hidden_size)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
-        )
-        self.dropout = Dropout(dropout)
-
-    def forward(self, stream: Tensor, visible: Tensor, sources: Sources = itself) -> Tensor:
-        """The stream [B, N, D] after the layer; visible [B, N, N] bool."""
-        normed = self.attention_norm(stream)
-        stream = stream + self.dropout(self.attention(sources(normed), normed, visible))
-        refined: Tensor = stream + self.dropout(self.mlp(self.mlp_norm(stream)))
-        return refined
+def transformer_layer(hidden_size: int, num_heads: int, dropout: float, num_sources: int = 1) -> TransformerLayer:
+    """A layer of BiVRec's own towers with this attention: of normed tokens [B, N, D], visible and sources."""
+    return TransformerLayer(hidden_size, dropout, Attention(hidden_size, num_heads, dropout, num_sources))
 
 
 class Transformer(nn.Module):
@@ -138,7 +123,7 @@ class Transformer(nn.Module):
     def __init__(self, hidden_size: int, num_layers: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(hidden_size, num_heads, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(transformer_layer(hidden_size, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:

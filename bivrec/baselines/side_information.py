@@ -13,7 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bivrec.baselines.attention import Layer, Positions, causal_visibility, one_interest, read_positions
+from bivrec.baselines.attention import (
+    Positions,
+    causal_visibility,
+    one_interest,
+    read_positions,
+    transformer_layer,
+)
 from bivrec.baselines.fdsa import identity_and_features
 from bivrec.config import ModelConfig
 from bivrec.model.dropout import Dropout
@@ -23,7 +29,7 @@ from bivrec.model.tower import Interests
 class SideInformed(nn.Module, ABC):
     """Layers whose queries and keys see the ID stream, the features and the positions; values see the stream alone."""
 
-    def __init__(self, config: ModelConfig, layers: Sequence[Layer]) -> None:
+    def __init__(self, config: ModelConfig, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.hidden_size = config.hidden_size
         self.positions = Positions(config.max_history, config.hidden_size)
@@ -56,7 +62,8 @@ class NOVA(SideInformed):
 
     def __init__(self, config: ModelConfig, num_modalities: int) -> None:
         width = config.hidden_size
-        super().__init__(config, [Layer(width, config.num_heads, config.dropout) for _ in range(config.num_layers)])
+        layers = [transformer_layer(width, config.num_heads, config.dropout) for _ in range(config.num_layers)]
+        super().__init__(config, layers)
         self.gates = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in range(config.num_layers))
 
     def sources(self, layer: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -73,7 +80,7 @@ class DIFSR(SideInformed):
 
     def __init__(self, config: ModelConfig, num_modalities: int) -> None:
         layers = [
-            Layer(config.hidden_size, config.num_heads, config.dropout, num_sources=num_modalities + 2)
+            transformer_layer(config.hidden_size, config.num_heads, config.dropout, num_sources=num_modalities + 2)
             for _ in range(config.num_layers)
         ]
         super().__init__(config, layers)

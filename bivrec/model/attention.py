@@ -1,8 +1,9 @@
-"""Gaussian attention (Eq. 4-6) and the pre-norm transformer layer around it."""
+"""Gaussian attention (Eq. 4-6), and the pre-norm transformer layer around it and around that of the baselines."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,23 +168,21 @@ def _dropout_mask(weight: Tensor, rate: float) -> Tensor | None:
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm layer: Gaussian attention and a GELU MLP of width 4D, each with dropout and a residual."""
+    """Pre-norm layer: attention and a GELU MLP of width 4D, each with dropout and a residual."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, gaussian: str) -> None:
+    def __init__(self, hidden_size: int, dropout: float, attention: nn.Module) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden_size)
-        self.attention = GaussianAttention(hidden_size, num_heads, dropout, gaussian)
+        self.attention = attention
         self.mlp_norm = nn.LayerNorm(hidden_size)
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
         )
         self.dropout = Dropout(dropout)
 
-    def forward(
-        self, tokens: Tensor, packing: Packing, visible: list[Tensor], squared_distance: list[Tensor]
-    ) -> Tensor:
-        """Tokens [R, D] after the layer; the arguments are those of GaussianAttention."""
-        mixed = self.attention(self.attention_norm(tokens), packing, visible, squared_distance)
+    def forward(self, tokens: Tensor, *context: Any) -> Tensor:
+        """Tokens [..., D] after the layer; `context` is what its attention takes beside them."""
+        mixed = self.attention(self.attention_norm(tokens), *context)
         tokens = tokens + self.dropout(mixed)
         refined: Tensor = tokens + self.dropout(self.mlp(self.mlp_norm(tokens)))
         return refined

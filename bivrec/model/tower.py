@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bivrec.config import ModelConfig
-from bivrec.model.attention import TransformerLayer
+from bivrec.model.attention import GaussianAttention, TransformerLayer
 from bivrec.model.clustering import InterestClustering
 from bivrec.model.dropout import Dropout
 from bivrec.model.items import FeatureItems, Items
@@ -55,7 +55,12 @@ class SequenceEncoder(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(width, config.num_heads, config.dropout, config.gaussian) for _ in range(config.num_layers)
+            TransformerLayer(
+                width,
+                config.dropout,
+                GaussianAttention(width, config.num_heads, config.dropout, config.gaussian),
+            )
+            for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.clustering = nn.ModuleList(
