@@ -44,7 +44,13 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
             # Whoever is at work in the old folder would go on in the new one. Of a link, that is where it leads.
             with locked(path.resolve(), wait=REPLACING_SECONDS):
                 path.rename(retired)
-                staging.rename(path)
+                try:
+                    staging.rename(path)
+                except BaseException:
+                    # Whatever interrupts it, one of both folders is there.
+                    if not path.exists():
+                        retired.rename(path)
+                    raise
             _remove(retired)
         else:
             _rename(staging, path, marks)
@@ -122,6 +128,12 @@ def new_file(path: Path) -> Iterator[Path]:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files that `new_file` was making; for who holds the lock of the folder."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def name_of(path: Path) -> str:

@@ -28,6 +28,25 @@ def test_a_folder_of_its_kind_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
+def test_one_of_both_folders_is_there_whatever_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d" / "mark.json")
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if to == tmp_path / "d" and not path.name.endswith(".old"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging,
+    ):
+        write(staging / "mark.json", "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+    assert (tmp_path / "d" / "mark.json").read_text() == "old"
+
+
 def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     with new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging:

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,37 @@ def test_an_interrupt_between_evaluations_loses_and_doubles_no_step(
     assert [(line["split"], line["step"], line.get("view")) for line in resumed.metrics()] == [
         (line["split"], line["step"], line.get("view")) for line in straight.metrics()
     ]
+
+
+def test_a_domain_that_is_prepared_anew_meanwhile_changes_nothing(
+    source: Domain, target: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a nightly `prepare --overwrite` may: what is asked in the end are the users of the Domain that was opened."""
+    wanted = with_steps(4, 4)
+    undisturbed = pretrain(source, tmp_path / "undisturbed", wanted)
+    shutil.copytree(source.path, tmp_path / "domain")
+    train = Trainer.train
+
+    def replaced(trainer: Trainer, *arguments: Any) -> None:
+        train(trainer, *arguments)
+        (tmp_path / "domain").rename(tmp_path / "old")
+        shutil.rmtree(tmp_path / "old")
+        shutil.copytree(target.path, tmp_path / "domain")
+
+    monkeypatch.setattr(Trainer, "train", replaced)
+    assert pretrain(Domain.open(tmp_path / "domain"), tmp_path / "run", wanted).results() == undisturbed.results()
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=1)
+        with pytest.raises(BivrecError, match="interrupted"):
+            pretrain(source, tmp_path / "run", with_steps(4, 2))
+    (tmp_path / "run" / ".last.safetensors.77.tmp").touch()
+    resume(tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_killed_training_does_again_what_was_not_saved(

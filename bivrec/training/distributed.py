@@ -46,14 +46,17 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 @contextmanager
 def failing_alike() -> Iterator[None]:
-    """A block in which only the main process does something; its BivrecError is raised on all, none waits for it."""
-    complaints: list[str | None] = [None]
+    """A block in which only the main process does something; where it fails, all do, and none waits for it."""
+    fault: Exception | None = None
     try:
         yield
-    except BivrecError as fault:
-        complaints = [str(fault)]
+    except Exception as raised:
+        fault = raised
+    complaints = [None if fault is None else str(fault)]
     if world_size() > 1:
         dist.broadcast_object_list(complaints)
+    if fault is not None:
+        raise fault
     if complaints[0] is not None:
         raise BivrecError(complaints[0])
 
@@ -68,7 +71,7 @@ def mean_sparse_over_processes(rows: Tensor) -> Tensor:
         return rows
     places, values = rows.indices()[0], rows.values()
     count = torch.tensor([len(places)], device=places.device)
-    counts = [int(part) for part in gather_rows(count)]
+    counts = gather_rows(count).tolist()
     missing = max(counts) - len(places)
     # Filling adds zeros to row 0.
     all_places = gather_rows(functional.pad(places, (0, missing)))

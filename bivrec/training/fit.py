@@ -29,7 +29,7 @@ from bivrec.data.sketch import item_sketch, join_sketches
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.files import check_new_folder, write_json
+from bivrec.files import check_new_folder, remove_leftovers, write_json
 from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
@@ -77,9 +77,11 @@ def fit(
     user to evaluate, or the training fails.
     """
     _check_folder(path, overwrite, resume)
-    _check_evaluable(domain)
+    _users_to_evaluate(domain, "validation")
     if config.training.with_validation:
         domain = RefitDomain(domain)
+    # Read now: what lies in its folder when the training ends may have been prepared anew.
+    test_users = _users_to_evaluate(domain, "test")
     accelerator = make_accelerator(str(path), tracker)
     there = path.exists()
     with ExitStack() as locks:
@@ -87,6 +89,7 @@ def fit(
         with failing_alike():
             if accelerator.is_main_process and there:
                 locks.enter_context(locked(path))
+                remove_leftovers(path)
         set_seed(config.training.seed)
         model = make_model().to(accelerator.device)
         counts = torch.from_numpy(domain.training_counts())
@@ -113,7 +116,7 @@ def fit(
         if tracker is not None:
             accelerator.init_trackers("bivrec", config=_for_trackers(run.config))
         trainer.train(run, resume)
-        _finish(run, model, domain, accelerator)
+        _finish(run, model, test_users, accelerator)
     return run
 
 
@@ -137,10 +140,10 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
 
 
-def _finish(run: Run, model: BiVRecNetwork, domain: Domain, accelerator: Accelerator) -> None:
+def _finish(run: Run, model: BiVRecNetwork, test_users: EvaluationUsers, accelerator: Accelerator) -> None:
     """Evaluate the best weights, and record the results."""
     load_checkpoint(run.checkpoint("best"), model)
-    results = evaluate_views(model, EvaluationUsers.from_sequences(domain.sequences("test")), RESULT_KS, accelerator)
+    results = evaluate_views(model, test_users, RESULT_KS, accelerator)
     if accelerator.is_main_process:
         write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})
     accelerator.wait_for_everyone()
@@ -149,13 +152,14 @@ def _finish(run: Run, model: BiVRecNetwork, domain: Domain, accelerator: Acceler
         tracker.finish()
 
 
-def _check_evaluable(domain: Domain) -> None:
-    for split in ("validation", "test"):
-        if not len(EvaluationUsers.from_sequences(domain.sequences(split))):
-            raise BivrecError(
-                f"{domain.location}: no {split} user has 2 interactions or more, so that the training could not be "
-                "evaluated; prepare the Domain from more data, or with another split"
-            )
+def _users_to_evaluate(domain: Domain, split: str) -> EvaluationUsers:
+    users = EvaluationUsers.from_sequences(domain.sequences(split))
+    if not len(users):
+        raise BivrecError(
+            f"{domain.location}: no {split} user has 2 interactions or more, so that the training could not be "
+            "evaluated; prepare the Domain from more data, or with another split"
+        )
+    return users
 
 
 @torch.no_grad()

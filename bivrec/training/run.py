@@ -172,13 +172,13 @@ class Run:
                 return f"as many {split} users and interactions as then, but others"
         return None
 
-    def load_model(self, domain: Domain, checkpoint: str = "best") -> BiVRecNetwork:
+    def load_model(self, domain: Domain) -> BiVRecNetwork:
         """The trained model on the Domain of its training.
 
         Raises BivrecError if the Domain has another catalogue or other features, or the checkpoint is damaged.
         """
         self.check_domain(domain)
-        return self._model(domain, checkpoint)
+        return self._best_model(domain)
 
     def load_multimodal(self, domain: Domain) -> BiVRecNetwork:
         """The trained model of the multimodal view alone, on any Domain: no weight of it belongs to an item.
@@ -186,11 +186,11 @@ class Run:
         Raises BivrecError if the Domain has other features, or the checkpoint is damaged.
         """
         assert self.config.training.views == ("mm",)
-        return self._model(domain, "best")
+        return self._best_model(domain)
 
-    def _model(self, domain: Domain, checkpoint: str) -> BiVRecNetwork:
+    def _best_model(self, domain: Domain) -> BiVRecNetwork:
         model = fresh_model(self.config, domain, self.feature_specs, reader=str(self.path))
-        load_checkpoint(self.checkpoint(checkpoint), model)
+        load_checkpoint(self.checkpoint("best"), model)
         return model
 
     def metrics(self) -> list[dict[str, Any]]:
