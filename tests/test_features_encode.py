@@ -1,9 +1,11 @@
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from features_domain import make_domain, save_bert, save_pictures, texts
+from PIL import Image
 from safetensors.torch import load_file
 
 from bivrec.data.domain import Domain
@@ -110,6 +112,34 @@ def test_images_that_cannot_be_read_count_as_missing(tmp_path):
     assert domain.info.missing == {"text": 0, "image": 3}
     assert domain.has_modality("image").tolist() == [False, True, False, True, True, False, False]
     assert domain.features(("text", "image")).shape == (7, 256 + 240)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_parts_of_pictures_that_were_replaced_are_not_used(tmp_path, packed):
+    names = save_pictures(tmp_path / "pictures", 40)
+
+    def pack():
+        with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+            archive.add(tmp_path / "pictures", arcname=".")
+
+    pack()
+    images = tmp_path / ("pictures.tar" if packed else "pictures")
+    domain = make_domain(tmp_path / "d", texts(40), names, images=images)
+    calls = iter(range(40))
+
+    class InterruptedInTheSecondPart(DescriptorImageEncoder):
+        def __call__(self, pictures):
+            if next(calls) == 34:
+                raise KeyboardInterrupt
+            return super().__call__(pictures)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(domain, InterruptedInTheSecondPart(), batch_size=1)
+    for name in names:
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / name)
+    pack()
+    rows = encode_images(domain, DescriptorImageEncoder(), batch_size=1).features[1:]
+    assert torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def test_domains_without_the_modality(tmp_path):

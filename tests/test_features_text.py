@@ -41,6 +41,26 @@ def test_texts_are_cut_at_max_tokens(bert):
         TransformersTextEncoder(str(bert), max_tokens=9999)
 
 
+def test_networks_that_are_no_encoders_of_texts_are_refused(bert, tmp_path):
+    """GPT-2 has no token to fill a batch with, T5 asks for what is to follow."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model, T5Config, T5Model
+
+    sizes = {"vocab_size": 40, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    networks = {
+        "gpt2": GPT2Model(GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=64)),
+        "t5": T5Model(T5Config(**sizes)),
+    }
+    for name, network in networks.items():
+        network.save_pretrained(tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(bert)
+        if name == "gpt2":
+            tokenizer.pad_token = None
+        tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(BivrecError, match=f"{name}: cannot be used as an encoder .* such as BERT") as fault:
+            TransformersTextEncoder(str(tmp_path / name), max_tokens=16)
+        assert "\n" not in str(fault.value)
+
+
 def test_revision_of_a_folder_identifies_the_weights(bert, tmp_path):
     same, other = save_bert(tmp_path / "same"), save_bert(tmp_path / "other", seed=1)
     revisions = [TransformersTextEncoder(str(folder)).revision for folder in (bert, same, other)]

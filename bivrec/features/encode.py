@@ -206,7 +206,7 @@ def _encode(
         "features": asdict(spec),
         "batch_size": batch_size,
         "inputs": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
-        "source": None if source is None else str(source.resolve()),
+        "source": None if source is None else _identity(source, [name for _, name in rows]),
     }
     features = torch.zeros(domain.num_items, encoder.dimension)
     present = torch.zeros(domain.num_items, dtype=torch.bool)
@@ -229,6 +229,13 @@ def _encode(
             present[stored["rows"]] = True
             progress.update(len(rows[start : start + size]))
     return features, present
+
+
+def _identity(source: Path, names: Sequence[str]) -> str:
+    """Checksum of where images lie, and of the sizes and times of their files."""
+    files = [source / name for name in names] if source.is_dir() else [source]
+    found = [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files if file.is_file())]
+    return hashlib.sha256(json.dumps([str(source.resolve()), found]).encode()).hexdigest()
 
 
 def _encode_part(
@@ -287,7 +294,6 @@ def _finish(
                 f"{domain.path}: the {modality} features of all {int(present.sum())} items that have any are alike, so "
                 "that whitening leaves nothing of them; leave --whiten out"
             )
-        features = features.clone()
         features[present] = whiten(features[present], whitening)
     table = torch.nn.functional.pad(features.half() if half else features, (0, 0, 1, 0))
     if not table.isfinite().all():

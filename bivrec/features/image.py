@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bivrec.errors import BivrecError
-from bivrec.features.pretrained import INSTALL, default_device, load_pretrained
+from bivrec.features.pretrained import INSTALL, default_device, load_pretrained, trial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,13 +62,12 @@ class TransformersImageEncoder:
 
     def __init__(self, source: str, *, name: str | None = None, device: str | None = None) -> None:
         """name: of a local folder, for people; its own if None."""
-        _pillow()
+        pillow = _pillow()
         self.device = device or default_device()
         pretrained = load_pretrained(source, "AutoImageProcessor", self.device, name)
         self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self._model, self._processor = pretrained.model, pretrained.preprocessor
-        config = self._model.config
-        self.dimension = int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)
+        self.dimension = trial(source, self, pillow.new("RGB", (64, 64)))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image]) -> Tensor:

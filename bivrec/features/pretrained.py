@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
+from torch import Tensor
 
 from bivrec.errors import BivrecError
 
@@ -78,6 +80,20 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
         model=model,
         preprocessor=processor,
     )
+
+
+def trial(source: str, encode: Callable[[Sequence[Any]], Tensor], example: Any) -> int:
+    """The dimension of what an encoder makes of an example.
+
+    Raises BivrecError if it makes nothing of it: networks differ in what they are given and give.
+    """
+    try:
+        return encode([example]).shape[1]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise BivrecError(
+            f"{source}: cannot be used as an encoder ({reason}); choose one such as BERT for texts, ResNet for images"
+        ) from None
 
 
 def default_device() -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bivrec.errors import BivrecError
-from bivrec.features.pretrained import default_device, load_pretrained
+from bivrec.features.pretrained import default_device, load_pretrained, trial
 
 POOLINGS = ("mean", "cls")
 
@@ -40,10 +40,13 @@ class TransformersTextEncoder:
         self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self.pooling, self.max_tokens = pooling, max_tokens
         self._model, self._tokenizer = pretrained.model, pretrained.preprocessor
-        self.dimension = int(self._model.config.hidden_size)
-        positions = getattr(self._model.config, "max_position_embeddings", max_tokens)
-        if not 3 <= max_tokens <= positions:
-            raise BivrecError(f"max_tokens {max_tokens}: {source} reads 3 to {positions} tokens")
+        # Of the positions of some networks, such as RoBERTa, a text cannot have all.
+        longest = min(
+            getattr(self._model.config, "max_position_embeddings", max_tokens), self._tokenizer.model_max_length
+        )
+        if not 3 <= max_tokens <= longest:
+            raise BivrecError(f"max_tokens {max_tokens}: {source} reads 3 to {longest} tokens")
+        self.dimension = trial(source, self, "word " * max_tokens)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:

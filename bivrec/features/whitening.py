@@ -10,6 +10,8 @@ SHRINKAGE = 30.0
 narrower than its features keeps a random part of them (pretrain/ablations.md has the measurements)."""
 LEAST_SHRINKAGE = 1e-9
 """Less would divide the rounding errors of empty directions by themselves."""
+ROWS_AT_ONCE = 65536
+"""That are held in float64: all of a large catalogue would be many times its features."""
 
 
 def whiten(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
@@ -23,10 +25,18 @@ def whiten(features: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     keep their meaning, so a tower meets about the same axes in another domain, whereas those of PCA whitening are
     the domain's own.
     """
-    centred = features.double()
-    centred = centred - centred.mean(dim=0)
-    variance, axes = torch.linalg.eigh(centred.T @ centred / max(len(centred) - 1, 1))
+    parts = torch.split(features, ROWS_AT_ONCE)
+    width = features.shape[1]
+    mean, products = (torch.zeros(shape, dtype=torch.float64) for shape in ((width,), (width, width)))
+    for part in parts:
+        mean += part.sum(0, dtype=torch.float64) / len(features)
+    for part in parts:
+        centred = part.double() - mean
+        products += centred.T @ centred
+    variance, axes = torch.linalg.eigh(products / max(len(features) - 1, 1))
     floor = max(shrinkage, LEAST_SHRINKAGE) * variance.mean().clamp_min(torch.finfo(torch.float64).tiny)
     scale = (1 + shrinkage) ** 0.5 * (variance.clamp_min(0) + floor).rsqrt()
-    white: Tensor = centred @ (axes * scale) @ axes.T
-    return white.float()
+    white = torch.empty(features.shape)
+    for part, into in zip(parts, torch.split(white, ROWS_AT_ONCE), strict=True):
+        into.copy_((part.double() - mean) @ (axes * scale) @ axes.T)
+    return white
