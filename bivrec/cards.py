@@ -167,6 +167,11 @@ def neutral_command(command: str) -> str:
     return shlex.join(last_parts(word) for word in shlex.split(command))
 
 
+def neutral_origin(origin: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The tower that a training started from; of a folder the last part of its path."""
+    return {**origin, "name": last_parts(str(origin["name"]))} if origin else None
+
+
 def last_parts(text: str) -> str:
     """A word, or `key=value`, whose path is cut to its last part if it is absolute."""
     return re.sub(r"(^|=)([~/].*)$", lambda found: found[1] + PurePosixPath(found[2]).name, text)
@@ -205,10 +210,10 @@ def _with_validation(training: Mapping[str, Any]) -> bool:
 
 def _started_from(origin: Mapping[str, Any] | None) -> dict[str, str | None] | None:
     """The tower that was finetuned, with its repository on the Hub if it came from there, and without local paths."""
-    if origin is None:
+    if (origin := neutral_origin(origin)) is None:
         return None
     revision = origin["revision"]
-    name = str(origin["name"]).partition("@")[0] if revision else last_parts(str(origin["name"]))
+    name = origin["name"].partition("@")[0] if revision else origin["name"]
     return {"name": name, "revision": revision, "repository": name if revision else None, "sha256": origin["sha256"]}
 
 

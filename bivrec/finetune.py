@@ -86,7 +86,7 @@ def finetune(
         config,
         features,
         make_model,
-        origin=None if from_scratch else Origin(tower.source, transferred_views(config), tower.item_sketch),
+        origin=None if from_scratch else _origin(tower, config),
         overwrite=overwrite,
         tracker=tracker,
     )
@@ -95,6 +95,14 @@ def finetune(
 def zero_shot_model(domain: Domain, tower: Tower) -> BiVRecNetwork:
     """The tower alone on a Domain that it was never trained on."""
     return BiVRecNetwork({"mm": tower.attach(domain)})
+
+
+def _origin(tower: Tower, config: Config) -> Origin:
+    source = tower.source
+    if source["revision"] is None:
+        # So that `refit` finds the folder from elsewhere.
+        source = {**source, "name": str(Path(source["name"]).resolve())}
+    return Origin(source, transferred_views(config), tower.item_sketch)
 
 
 def _comparable(value: Any) -> Any:

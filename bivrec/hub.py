@@ -20,7 +20,7 @@ from bivrec.artefact import (
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
 from bivrec.artefact_files import MARKS, empty_network
 from bivrec.card_facts import card_facts, draw_training_curve
-from bivrec.cards import neutral_command
+from bivrec.cards import neutral_command, neutral_origin
 from bivrec.errors import BivrecError
 from bivrec.files import sha256
 from bivrec.repository import PushOptions
@@ -113,7 +113,7 @@ def _training(run: Run) -> dict[str, Any]:
         "stage": run.info.stage,
         # Paths stay here; the source is told without them (see `card_facts`).
         "domain": {key: value for key, value in run.info.domain.items() if key not in ("path", "source")},
-        "started_from": run.info.started_from,
+        "started_from": neutral_origin(run.info.started_from),
         "config": run.config.to_dict(),
         "command": neutral_command(run.info.command),
         "versions": run.info.versions,

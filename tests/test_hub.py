@@ -59,7 +59,7 @@ def test_a_pretraining_gives_a_tower_and_a_finetuning_a_joint_model(
     kinds = [type(artefact_of_run(run)) for run in (pretrained, both, mm)]
     assert kinds == [Tower, BiVRec, Tower]
     publish(both, str(tmp_path / "published"))
-    assert load(str(tmp_path / "published")).training["started_from"] == start.source
+    assert load(str(tmp_path / "published")).training["started_from"] == {**start.source, "name": tower.name}
 
 
 def test_a_finetuning_goes_on_from_the_tower_of_a_joint_model(

@@ -145,12 +145,17 @@ def test_an_interrupted_refit_goes_on(run: Run, final: Run, tmp_path: Path, monk
     assert same(weights(resume(tmp_path / "final"), "best"), weights(final, "best"))
 
 
-def test_a_finetuning_starts_from_its_tower_again(target: Domain, tower: Path, tmp_path: Path) -> None:
+def test_a_finetuning_starts_from_its_tower_again(
+    target: Domain, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     published = tmp_path / "tower"
     shutil.copytree(tower, published)
     recipe = {"training": {"steps": 4, "evaluate_every": 4, "batch_size": 16, "learning_rate": 0.0}}
-    opened = Tower.from_pretrained(str(published))
+    monkeypatch.chdir(tmp_path)
+    opened = Tower.from_pretrained("tower")
     tuned = finetune(target, tmp_path / "run", finetune_config(recipe, opened), opened)
+    # Wherever one is.
+    monkeypatch.chdir(tmp_path.parent)
     again = refit(tuned, tmp_path / "final")
     assert again.info.started_from == tuned.info.started_from
     # Nothing was learnt, so what it began with is what it has.
