@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bivrec.config import MODALITIES, VIEWS, ModelConfig, model_config_from_dict
-from bivrec.data.info import FeatureSpec, feature_spec
+from bivrec.data.info import PROTOCOLS, FeatureSpec, feature_spec
 from bivrec.data.sketch import SKETCH_SIZE
 from bivrec.errors import BivrecError
 from bivrec.files import read_json
@@ -132,12 +133,23 @@ def _feature_spec(values: Any, source: str) -> FeatureSpec:
 def _check_training(values: dict[str, Any], source: str) -> None:
     """Of what is told of the training, what commands print."""
     expected = {"command": str, "id_weight": float | None, "domain.name": str, "domain.num_items": int}
-    for name, kind in {**expected, "domain.users.train": int}.items():
+    for name, kind in {**expected, "domain.protocol": str, "domain.users.train": int}.items():
         found: Any = values
         for key in name.split("."):
             found = found.get(key) if isinstance(found, dict) else None
-        if not isinstance(found, kind):
+        if not isinstance(found, kind) or not _is_possible(name, found):
             raise BivrecError(f"{source}: training.{name}: unexpected {_short(found)}; publish the model again")
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    if name == "domain.protocol":
+        return value in PROTOCOLS
+    if name == "command":
+        try:
+            shlex.split(value)
+        except ValueError:
+            return False
+    return True
 
 
 def _check_sketch(values: Any, source: str) -> None:

@@ -65,7 +65,7 @@ def catalogue_of(ids, folder, info):
     items = pa.table([column, nothing, nothing, nothing], ["item_id", "title", "text", "image"])
     nobody = Sequences(np.array([0]), np.array([], np.int32), np.array([], np.int64), [])
     folder.mkdir()
-    write_domain(folder, info, dict.fromkeys(SPLITS, nobody), items)
+    write_domain(folder, dataclasses.replace(info, num_items=len(items)), dict.fromkeys(SPLITS, nobody), items)
     return Domain.open(folder).catalogue
 
 
@@ -251,6 +251,34 @@ def test_fields_that_are_not_of_their_kind(domain, path, value, complaint):
         Domain.open(domain.path)
     assert complaint in str(fault.value)
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("item", [0, -5, 10**6])
+def test_items_that_there_are_not(small_domain, tmp_path, item):
+    """Anybody may have published it, with the right checksums."""
+    sequences = {split: small_domain.sequences(split) for split in SPLITS}
+    items = sequences["test"].items.copy()
+    items[3] = item
+    sequences["test"] = dataclasses.replace(sequences["test"], items=items)
+    (tmp_path / "d").mkdir()
+    write_domain(tmp_path / "d", small_domain.info, sequences, small_domain.item_table().data.table)
+    domain = Domain.open(tmp_path / "d")
+    with pytest.raises(BivrecError, match=rf"sequences/test/.*: items .*{item}.* of which there are 1 to \d+; make"):
+        domain.sequences("test")
+
+
+def test_tables_that_are_of_something_else(small_domain, tmp_path):
+    catalogue = small_domain.item_table().data.table
+    sequences = {split: small_domain.sequences(split) for split in SPLITS}
+    (tmp_path / "d").mkdir()
+    write_domain(tmp_path / "d", small_domain.info, sequences, catalogue.slice(1))
+    shutil.rmtree(tmp_path / "d" / "sequences" / "train")
+    shutil.copytree(tmp_path / "d" / "items", tmp_path / "d" / "sequences" / "train")
+    domain = Domain(tmp_path / "d", small_domain.info)
+    with pytest.raises(BivrecError, match=r"not \d+ items"):
+        domain.item_ids()
+    with pytest.raises(BivrecError, match="not sequences"):
+        domain.sequences("train")
 
 
 @pytest.mark.parametrize("name", ["items/data-00000-of-00001.arrow", "sequences/train/state.json"])

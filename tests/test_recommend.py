@@ -315,6 +315,16 @@ def test_only_some_items(model: list[object], source: Domain, pretrained: Run, t
     assert_same(lists_of(read(tmp_path / "l.csv")), {user: pairs for user, pairs in expected.items() if pairs})
 
 
+def test_categories_that_no_row_has_are_not_in_stock(model: list[object], source: Domain, tmp_path: Path) -> None:
+    """As pandas writes them for a part of a table."""
+    stock = pa.array([2, 5], pa.int32())
+    column = pa.DictionaryArray.from_arrays(stock, source.original_item_ids().combine_chunks())
+    pq.write_table(pa.table({"item_id": column}), tmp_path / "stock.parquet")
+    succeed("recommend", *model, "--to", tmp_path / "l.csv", "--only", tmp_path / "stock.parquet", "--keep-seen")
+    found = {row["item_id"] for row in read(tmp_path / "l.csv")}
+    assert found == {source.item_ids()[place] for place in stock.to_pylist()}
+
+
 def test_only_items_of_another_catalogue(model: list[object], tmp_path: Path) -> None:
     (tmp_path / "stock.csv").write_text("item_id\ngone\n")
     result = bivrec("recommend", *model, "--to", tmp_path / "l.csv", "--only", tmp_path / "stock.csv")

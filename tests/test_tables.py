@@ -61,6 +61,49 @@ def test_folder_of_parts(interactions_csv, tmp_path):
     assert as_rows(read_tables(folder)) == as_rows(read_tables(interactions_csv))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_a_part_without_a_column_of_texts_has_none(interactions_csv, tmp_path, suffix):
+    items = tmp_path / "items"
+    items.mkdir()
+    ids = read_tables(interactions_csv).item_ids.to_pylist()
+    some = pa.table({"item_id": ids[:2], "title": ["a", "b"], "text": ["of a", "of b"]})
+    write(some, items / f"part-0.{suffix}")
+    write(pa.table({"item_id": ids[2:4], "title": ["c", "d"]}), items / f"part-1.{suffix}")
+    assert read_tables(interactions_csv, items).catalogue["text"].to_pylist() == ["of a", "of b", "c", "d"]
+    log = tmp_path / "log"
+    log.mkdir()
+    table = pa_csv.read_csv(interactions_csv)
+    write(table, log / f"part-0.{suffix}")
+    write(table.drop_columns(["timestamp"]), log / f"part-1.{suffix}")
+    with pytest.raises(BivrecError, match=rf"part-1\.{suffix}: .*'timestamp'"):
+        read_tables(log)
+
+
+def test_halves_of_an_emoji_become_question_marks(interactions_csv, tmp_path):
+    """Titles that were cut, in JSON."""
+    item = read_tables(interactions_csv).item_ids[0].as_py()
+    (tmp_path / "items.jsonl").write_text(f'{{"item_id": "{item}", "title": "lamp \\ud83d", "text": "a lamp"}}\n')
+    assert read_tables(interactions_csv, tmp_path / "items.jsonl").catalogue["title"].to_pylist() == ["lamp ?"]
+
+
+def test_categories_that_no_row_has_are_nothing(interactions_csv, tmp_path):
+    """As pandas writes them for a part of a table."""
+    table = pa_csv.read_csv(interactions_csv)
+
+    def categories(values, more):
+        names = list(dict.fromkeys(values)) + more
+        return pa.DictionaryArray.from_arrays([names.index(value) for value in values], pa.array(names))
+
+    split = categories(["train"] * len(table), ["not a split"])
+    path = write(table.append_column("split", split), tmp_path / "log.parquet")
+    assert not read_tables(path, columns=Columns(split="split")).splits.any()
+    item = table["item_id"][0].as_py()
+    twice = categories([item, item], ["another", "and another"])
+    write(pa.table({"item_id": twice, "title": ["a", "b"]}), tmp_path / "items.parquet")
+    with pytest.raises(BivrecError, match=f"item '{item}' has 2 rows"):
+        read_tables(path, tmp_path / "items.parquet")
+
+
 def test_an_empty_part_is_one_of_an_empty_partition(interactions_csv, tmp_path):
     folder = tmp_path / "spark"
     folder.mkdir()

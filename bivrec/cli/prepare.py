@@ -184,6 +184,7 @@ def tables(
     from bivrec.data.tables import Columns, read_tables
 
     refuse_unused(("title_column", "text_column", "image_column", "keep_items"), "--items", items)
+    refuse_unused(("image_column",), "--images", images)
     refuse_unused(("rating_column",), "--min-rating", min_rating is not None)
     names = [name for name in options if name.endswith("_column")]
     columns = Columns(**{name.removesuffix("_column"): options.pop(name) for name in names})

@@ -67,8 +67,9 @@ def read_columns(
     types = {**required, **(optional or {})}
     paths = _parts(path)
     parts = [_read_part(part, required, optional or {}) for part in paths]
-    names = [name for name in types if all(name in part.column_names for part in parts)]
-    table = _stacked([part.select(names) for part in parts], types, [str(part) for part in paths])
+    names = [name for name in types if any(name in part.column_names for part in parts)]
+    parts = [_completed(part, names, types, path) for part, path in zip(parts, paths, strict=True)]
+    table = _stacked(parts, types, [str(path) for path in paths])
     return _with_integers(table, types).unify_dictionaries()
 
 
@@ -84,6 +85,15 @@ def column_names(path: Path) -> list[str]:
     if kind in JSON_SUFFIXES:
         return list(next((values for _, values in read_json_lines(path)), {}))
     raise _unknown_format(path)
+
+
+def strings(values: Iterable[str | None]) -> pa.Array:
+    """The values as Arrow's; halves of an emoji, which JSON of titles that were cut may hold, become question marks."""
+    values = list(values)
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([value and value.encode("utf-8", "replace").decode() for value in values], pa.string())
 
 
 def kind_of(path: Path) -> str:
@@ -129,6 +139,15 @@ def _parts(path: Path) -> list[Path]:
     if not parts:
         raise BivrecError(f"{path}: no files in the folder; expected parts such as part-00000.parquet")
     return [part for part in parts if part.stat().st_size] or parts[:1]
+
+
+def _completed(part: pa.Table, names: Sequence[str], types: Mapping[str, pa.DataType], path: Path) -> pa.Table:
+    """A part with these columns, empty where it has none of the name: as texts may be."""
+    for name in [name for name in names if name not in part.column_names]:
+        if types[name] != TEXT:
+            raise BivrecError(f"{path}: no column '{name}', which other parts of the folder have; write all alike")
+        part = part.append_column(name, pa.nulls(len(part), TEXT))
+    return part.select(names)
 
 
 def _read_part(path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Table:
@@ -240,15 +259,16 @@ def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], st
         return _json_times(values, where)
     if kind in (INTEGER, NUMBER):
         return pa.array(values, kind)
-    strings = _strings(values)
-    return strings.dictionary_encode() if kind == ID else strings
+    texts = strings(None if value is None else str(value) for value in values)
+    return texts.dictionary_encode() if kind == ID else texts
 
 
 def _json_times(values: list[Any], where: Callable[[int], str]) -> pa.ChunkedArray:
     # As floats, large integers would lose digits.
     values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
     if any(isinstance(value, str) for value in values):
-        return read_times(pa.chunked_array([_strings(values)]), where)
+        texts = strings(None if value is None else str(value) for value in values)
+        return read_times(pa.chunked_array([texts]), where)
     if any(isinstance(value, float) for value in values):
         return read_numbers(pa.chunked_array([pa.array(map(_as_float, values), pa.float64())]), where)
     return pa.chunked_array([pa.array(values, TIME)])
@@ -256,10 +276,6 @@ def _json_times(values: list[Any], where: Callable[[int], str]) -> pa.ChunkedArr
 
 def _as_float(value: float | None) -> float | None:
     return None if value is None else float(value)
-
-
-def _strings(values: list[Any]) -> pa.StringArray:
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:

@@ -61,7 +61,10 @@ PUBLISHED_FILES = (INFO_FILE, FEATURES_FILE, "sequences/*", "items/*")
 SEQUENCE_COLUMNS = pa.schema(
     {"user_id": pa.string(), "items": pa.list_(pa.int32()), "timestamps": pa.list_(pa.int64())}
 )
-ITEM_COLUMNS = pa.schema({name: pa.string() for name in ("item_id", "title", "text", "image")})
+ITEM_COLUMNS = pa.schema(
+    # The texts of a large catalogue have more bytes than a string array of Arrow can count.
+    {"item_id": pa.string(), "title": pa.string(), "text": pa.large_string(), "image": pa.string()}
+)
 
 
 class Domain:
@@ -139,8 +142,16 @@ class Domain:
         """The users of `split`, ordered by user id, with what the split has of their sequences (see `DomainInfo`)."""
         if split not in SPLITS:
             raise BivrecError(f"split '{split}': expected one of {', '.join(SPLITS)}")
-        table = datasets.load_from_disk(str(self.path / "sequences" / split), keep_in_memory=False).data.table
+        table: pa.Table = datasets.load_from_disk(str(self.path / "sequences" / split), keep_in_memory=False).data.table
+        if not table.schema.equals(SEQUENCE_COLUMNS):
+            raise BivrecError(f"{self.path / sequence_file(split)}: not sequences; make the Domain again")
         items, timestamps = _one_array(table["items"]), _one_array(table["timestamps"])
+        lowest, highest = (bound.as_py() for bound in pc.min_max(items.values).values())
+        if lowest is not None and not 1 <= lowest <= highest <= self.num_items:
+            raise BivrecError(
+                f"{self.path / sequence_file(split)}: items {lowest} to {highest}, of which there are 1 to "
+                f"{self.num_items}; make the Domain again"
+            )
         return Sequences(
             offsets=items.offsets.to_numpy().astype(np.int64),
             items=items.values.to_numpy(zero_copy_only=True),
@@ -156,7 +167,10 @@ class Domain:
 
     def item_table(self) -> datasets.Dataset:
         """Rows of item_id, title, text, image; row k is item index k + 1."""
-        return datasets.load_from_disk(str(self.path / "items"), keep_in_memory=False)
+        table: datasets.Dataset = datasets.load_from_disk(str(self.path / "items"), keep_in_memory=False)
+        if table.column_names != ITEM_COLUMNS.names or len(table) != self.num_items:
+            raise BivrecError(f"{self.path / CATALOGUE_FILE}: not {self.num_items} items; make the Domain again")
+        return table
 
     @property
     def catalogue(self) -> str:

@@ -305,7 +305,8 @@ def _item_table(raw: RawData, codes: np.ndarray) -> tuple[pa.Table, int, int]:
     """The items in the order of the index; how many the catalogue lacks, and how many named images do not exist."""
     ids = raw.item_ids.take(pa.array(codes))
     if raw.catalogue is None:
-        table, unknown = catalogue_table(ids, pa.nulls(len(ids)), pa.nulls(len(ids))), 0
+        nothing = pa.nulls(len(ids), pa.string())
+        table, unknown = catalogue_table(ids, nothing, nothing), 0
     else:
         rows = pc.index_in(ids, value_set=raw.catalogue["item_id"].combine_chunks())
         table, unknown = raw.catalogue.take(rows).set_column(0, "item_id", ids), rows.null_count

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bivrec.data.columns import strings
 from bivrec.data.domain import ITEM_COLUMNS
 from bivrec.errors import BivrecError
 
@@ -42,9 +43,13 @@ class RawData:
 
 
 def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
-    """Codes (int32 [n]) and the id of every code, for a column of strings or integers without nulls."""
+    """Codes (int32 [n]) and the id of every code, for a column of strings or integers without nulls.
+
+    Categories of a data frame that no row has are none of the ids.
+    """
     encoded = column.dictionary_encode().combine_chunks()
-    return encoded.indices.to_numpy(), encoded.dictionary.cast(pa.string())
+    codes, used = _used(encoded.indices.to_numpy(), len(encoded.dictionary))
+    return codes, encoded.dictionary.filter(pa.array(used)).cast(pa.string())
 
 
 def only_rated(raw: RawData, ratings: pa.ChunkedArray, least: float) -> RawData:
@@ -74,18 +79,19 @@ def only_rated(raw: RawData, ratings: pa.ChunkedArray, least: float) -> RawData:
 def _used(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes without gaps (int32), and which of `count` codes there were (bool)."""
     used = np.bincount(codes, minlength=count) > 0
-    return (np.cumsum(used, dtype=np.int32) - 1)[codes], used
+    return codes if used.all() else (np.cumsum(used, dtype=np.int32) - 1)[codes], used
 
 
 def catalogue_table(item_ids: Column, titles: Column, texts: Column, images: Column | None = None) -> pa.Table:
     """A catalogue of items; blank values count as unknown, and an unknown text is replaced by the title."""
     columns = [item_ids, titles, texts, pa.nulls(len(item_ids), pa.string()) if images is None else images]
     item_ids, *others = (
-        column if isinstance(column, pa.ChunkedArray) else pa.array(column, pa.string()) for column in columns
+        column if isinstance(column, pa.Array | pa.ChunkedArray) else strings(column) for column in columns
     )
     titles, texts, images = (_null_if_blank(column) for column in others)
-    return pa.Table.from_arrays([item_ids, titles, pc.coalesce(texts, titles), images], schema=ITEM_COLUMNS)
+    texts = pc.coalesce(*(column.cast(ITEM_COLUMNS.field("text").type) for column in (texts, titles)))
+    return pa.Table.from_arrays([item_ids, titles, texts, images], schema=ITEM_COLUMNS)
 
 
-def _null_if_blank(column: Column) -> Column:
+def _null_if_blank(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)

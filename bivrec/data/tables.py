@@ -116,7 +116,7 @@ def _joined(texts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
     # Arrow's own join of strings loses rows in which all are null.
     rows = zip(*(column.to_pylist() for column in texts), strict=True)
     joined = (". ".join(text for text in row if text and not text.isspace()) for row in rows)
-    return pa.chunked_array([pa.array(joined, TEXT)])
+    return pa.chunked_array([pa.array(joined, pa.large_string())])
 
 
 def _check_item_ids(path: Path, column: pa.ChunkedArray, interactions: Path, item_ids: pa.StringArray) -> None:
@@ -128,7 +128,7 @@ def _check_item_ids(path: Path, column: pa.ChunkedArray, interactions: Path, ite
             f"such as '{item_ids[0]}'; make them alike, or name the right --item-column"
         )
     rows = np.bincount(codes)
-    if len(codes) > len(listed):
+    if rows.max(initial=0) > 1:
         item = int(rows.argmax())
         raise BivrecError(f"{path}: item '{listed[item]}' has {rows[item]} rows; expected one; remove the others")
 

@@ -78,7 +78,9 @@ def run_jobs(jobs: Sequence[Job], folder: Path, parallel: int, report: Callable[
     context = _context()
     threads = max(1, torch.get_num_threads() // parallel)
     waiting, running, failed = list(jobs), list[_Running](), dict[str, str]()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Only the main thread may set handlers; elsewhere, as in a notebook's worker, SIGTERM stays as it is.
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
@@ -99,7 +101,8 @@ def run_jobs(jobs: Sequence[Job], folder: Path, parallel: int, report: Callable[
             busy.process.join()
         raise BivrecError("interrupted; the same command goes on where it stopped") from None
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if in_main:
+            signal.signal(signal.SIGTERM, previous)
     return failed
 
 

@@ -85,6 +85,9 @@ def plot_heat_maps(path: Path, study: Study, measured: Sequence[Measured]) -> No
         for axes, panel in zip(row_of_axes, maps, strict=True):
             shown = {_place(row): _recall(row, study.tested)[0] for row in rows if _place(row).panel == panel}
             cells = {(place.series, place.x): value for place, value in shown.items()}
+            axes.set_visible(bool(cells))
+            if not cells:
+                continue
             ys, xs = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
             grid = [[cells.get((y, x), float("nan")) for x in xs] for y in ys]
             axes.imshow(grid, cmap="Blues", origin="lower", aspect="auto")
