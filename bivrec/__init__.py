@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from bivrec.errors import BivrecError
     from bivrec.recommender import Recommender
 
-__all__ = ["BiVRec", "BivrecError", "Domain", "Recommender", "Tower"]
+from bivrec.version import __version__
+
+__all__ = ["BiVRec", "BivrecError", "Domain", "Recommender", "Tower", "__version__"]
 
 _HOMES = {
     "BiVRec": "bivrec.artefact",

@@ -30,7 +30,8 @@ def export(domain: Domain, folder: Path, kind: str = "parquet", *, overwrite: bo
     items = domain.item_table().data.table
     item_ids = items["item_id"].combine_chunks()
     rows = {}
-    marks = [f"{name}.{kind}" for name in ("train", "test_histories", "test_targets")]
+    there = next((each for each in WRITERS if (folder / f"train.{each}").is_file()), kind)
+    marks = [f"{name}.{there}" for name in ("train", "test_histories", "test_targets")]
     with new_folder(folder, overwrite, marks=marks) as staging:
 
         def write(name: str, table: pa.Table) -> None:

@@ -38,12 +38,15 @@ class Recommender:
         self._indices = {item: index for index, item in enumerate(self.item_ids, start=1)}
 
     @classmethod
-    def open(cls, model: str | Path, domain: Domain, *, view: str = "both", zero_shot: bool = False) -> Recommender:
+    def open(
+        cls, model: str | Path, domain: Domain | str | Path, *, view: str = "both", zero_shot: bool = False
+    ) -> Recommender:
         """Of a Run, or of a published model (`ORG/NAME[@revision]` or a folder), on a Domain with its features.
 
         The catalogue may have changed since the training. view: id, mm or both; zero_shot: the tower alone. Raises
         BivrecError for what cannot be opened, or does not fit the Domain.
         """
+        domain = domain if isinstance(domain, Domain) else Domain.open(domain)
         is_run = all((Path(model) / mark).is_file() for mark in MARKS)
         run, published = (Path(model), None) if is_run else (None, str(model))
         return cls(domain, recommender(domain, run, published, view=view, zero_shot=zero_shot).scorer)

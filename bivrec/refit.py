@@ -24,10 +24,20 @@ def refit(
 
     domain: what to train on instead of the Domain of `run`, such as one of the same shop with what came since.
     Raises BivrecError if `run` has not ended, its Domain or the tower that it started from is not what it was, or
-    `domain` lacks its features.
+    `domain` lacks its features or is split in another way.
     """
     if path.resolve() == run.path.resolve():
         raise BivrecError(f"{path}: is what is to be trained again; choose another --to")
+    if path.exists() and not overwrite:
+        raise BivrecError(
+            f"{path}: exists already; go on with `bivrec {run.info.stage} --to {path} --resume`, pass --overwrite to "
+            "start anew, or another --to"
+        )
+    if domain and domain.info.protocol != run.info.domain["protocol"]:
+        raise BivrecError(
+            f"{domain.location}: split by {domain.info.protocol}, {run.path} was trained on one split by "
+            f"{run.info.domain['protocol']}; prepare the Domain in the same way"
+        )
     if run.config.training.with_validation:
         raise BivrecError(f"{run.path}: was trained on the validation already; refit the Run before it")
     if not run.results():

@@ -77,7 +77,7 @@ class Pushed:
 
 def is_repository(name: str) -> bool:
     """Whether a name means `ORG/NAME` on the Hub: it has that form, and no local folder begins like it."""
-    return bool(_REPOSITORY.fullmatch(name)) and name[0] not in "./~" and not Path(name.split("/")[0]).is_dir()
+    return _has_form(name) and not Path(name.split("/")[0]).is_dir()
 
 
 def resolve(source: str) -> str | None:
@@ -92,17 +92,19 @@ def resolve(source: str) -> str | None:
         return _resolve(name, revision, "model")
 
 
-def fetch(source: str, names: Sequence[str], repo_type: str = "model", *, commit: str | None = None) -> Fetched:
+def fetch(
+    source: str, names: Sequence[str], repo_type: str = "model", *, commit: str | None = None, local: bool = True
+) -> Fetched:
     """The files of a folder, or of `ORG/NAME[@revision]` on the Hub, whose names match one of the patterns `names`.
 
     From the Hub they come through its cache, so that what is there already is not asked for again, and works offline.
     `commit` fetches more from the commit that an earlier call resolved, whatever was pushed in between. That a file
-    of that name exists is not checked.
+    of that name exists is not checked. local: whether `source` may be a folder.
     Raises BivrecError if they cannot be had, or if any file name in the repository leads out of it.
     """
-    if Path(source).is_dir():
+    if local and Path(source).is_dir():
         return Fetched(Path(source), None)
-    name, revision = _parse(source)
+    name, revision = _parse(source, local)
     with _one_line(source, name if repo_type == "model" else None):
         commit = commit or _resolve(name, revision, repo_type)
         # Offline only the cache is read, and nothing is written that a name could lead astray.
@@ -190,10 +192,18 @@ def push(
 # Fetching
 
 
-def _parse(source: str) -> tuple[str, str | None]:
+def _has_form(name: str) -> bool:
+    return bool(_REPOSITORY.fullmatch(name)) and name[0] not in "./~"
+
+
+def _parse(source: str, local: bool = True) -> tuple[str, str | None]:
+    """local: whether a name that begins like a folder means one in it."""
     name, _, revision = source.partition("@")
-    if not is_repository(name):
-        raise BivrecError(f"{source}: no such folder, and not of the form ORG/NAME[@revision]")
+    if not _has_form(name):
+        raise BivrecError(f"{source}: {'no such folder, and ' if local else ''}not of the form ORG/NAME[@revision]")
+    if local and not is_repository(name):
+        folder = name.split("/")[0]
+        raise BivrecError(f"{source}: not in the folder {folder} that is here; to ask the Hub, start from elsewhere")
     return name, revision or None
 
 

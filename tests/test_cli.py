@@ -69,7 +69,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pretrain_reports_the_test_users(chain: Path, tmp_path: Path) -> None:
     printed = succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING)
     run = Run.open(tmp_path / "run")
-    assert f"best weights of step {run.progress().best_step}" in printed
+    assert f"best weights, of step {run.progress().best_step}" in printed
     for view, values in rows(printed).items():
         at_20 = [100 * value for metric, value in run.results()[view].items() if metric.endswith("@20")]
         assert values == pytest.approx(at_20, abs=0.01)

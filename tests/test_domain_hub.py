@@ -134,6 +134,16 @@ def test_the_card_is_there(hub: HubServer, source: Domain) -> None:
 # Revisions
 
 
+def test_a_folder_of_the_name_does_not_hide_the_hub(
+    hub: HubServer, source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_domain(source, "org/source")
+    (tmp_path / "org").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Domain.open("hub:org/source").item_ids() == source.item_ids()
+    assert "not in the folder org that is here; to ask the Hub, start from elsewhere" in fault("info", "org/source")
+
+
 def test_a_revision_stays_what_it_was(hub: HubServer, source: Domain, target: Domain) -> None:
     publish_domain(source, "org/shop", tag="v1")
     publish_domain(target, "org/shop")

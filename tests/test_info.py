@@ -35,11 +35,17 @@ def test_info_says_which_recipe_suits_how_often_items_are_had(tmp_path: Path, us
     (tmp_path / "rows.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
     split = f"{users}:1:1"
     succeed("prepare", "tables", "--interactions", tmp_path / "rows.csv", "--split", split, "--to", tmp_path / "domain")
-    (line,) = (line for line in succeed("info", tmp_path / "domain").splitlines() if line.startswith("  of an item"))
+    told = succeed("info", tmp_path / "domain", "--verify")
+    (line,) = (line for line in told.splitlines() if line.startswith("  of an item"))
     counts = Domain.open(tmp_path / "domain").training_counts()[1:]
     most = max(counts)
-    assert line.startswith(f"  of an item: median {users}, mean {sum(counts) / 6:.1f}, most {most} of these")
-    assert line.endswith("take the recipe sparse, or for the ID view alone amazon") is sparse
+    assert line == f"  of an item: median {users}, mean {sum(counts) / 6:.1f}, most {most} of these"
+    assert ("take the recipe sparse, or for the ID view alone amazon" in told) is sparse
+    (tmp_path / "domain" / "sequences" / "dataset_dict.json").write_text(
+        '{"splits": ["train", "testing", "validatio"]}'
+    )
+    damaged = bivrec("info", tmp_path / "domain", "--verify")
+    assert (damaged.exit_code, "dataset_dict.json: " in damaged.stderr) == (1, True)
 
 
 def test_info_of_a_joint_model(pretrained: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from stages import bivrec, in_subprocess, succeed
 
 from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
 from bivrec.evaluation.lists import evaluate_lists, read_lists
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.export import export
@@ -121,10 +122,9 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(source: Domain, tables:
     assert bivrec("export", source.path, "--to", tmp_path, "--overwrite").exit_code == 1
     assert (tmp_path / "precious.txt").exists()
     # Nor are tables of one format mixed with those of the other.
-    before = sorted(tables.iterdir())
-    told = bivrec("export", source.path, "--to", tables, "--overwrite", "--format", "csv")
-    assert (told.exit_code, "but no train.csv, so that --overwrite does not replace it" in told.stderr) == (1, True)
-    assert sorted(tables.iterdir()) == before
+    for kind in ("csv", "parquet"):
+        succeed("export", source.path, "--to", tables, "--overwrite", "--format", kind)
+        assert {path.suffix for path in tables.iterdir()} == {f".{kind}"}
 
 
 # Lists
@@ -174,6 +174,13 @@ def test_without_ranks_the_rows_are_in_order(source: Domain, tmp_path: Path) -> 
     table.to_csv(tmp_path / "ranked.csv", index=False)
     ordered, ranked = (read_lists(tmp_path / f"{name}.csv", source, users) for name in ("ordered", "ranked"))
     assert (ordered.items == ranked.items).all()
+    assert (
+        "no column rank: the rows of a user are taken as in order"
+        in bivrec("evaluate", source.path, "--lists", tmp_path / "ordered.csv").stderr
+    )
+    table.assign(rank=table["rank"].clip(upper=5)).to_csv(tmp_path / "tied.csv", index=False)
+    with pytest.raises(BivrecError, match="has two items of rank 5; expected ranks 1, 2, 3"):
+        read_lists(tmp_path / "tied.csv", source, users)
 
 
 def test_what_is_missing_in_lists_is_said(source: Domain, tmp_path: Path) -> None:

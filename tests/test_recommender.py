@@ -20,7 +20,7 @@ pytest_plugins = ("stage_fixtures",)
 
 @pytest.fixture(scope="module")
 def recommender(source: Domain, pretrained: Run) -> Recommender:
-    return Recommender.open(pretrained.path, source)
+    return Recommender.open(pretrained.path, source.path)
 
 
 @pytest.fixture(scope="module")

@@ -175,7 +175,7 @@ def test_the_command(source: Domain, tmp_path: Path) -> None:
     run, final = tmp_path / "run", tmp_path / "final"
     succeed("pretrain", source.path, "--to", run, *settings(training={"steps": 2, "evaluate_every": 1}))
     told = succeed("refit", run, "--to", final)
-    assert f"{final}: best weights of step {Run.open(run).progress().best_step}" in told
+    assert f"{final}: last weights, of step {Run.open(run).progress().best_step}" in told
     assert "trained on the validation too" in succeed("info", final)
     succeed("evaluate", source.path, "--run", final, "--run", run)
     succeed("publish", final, "--to", tmp_path / "model", "--model", "joint")
@@ -193,15 +193,21 @@ def test_the_command(source: Domain, tmp_path: Path) -> None:
     [
         (("{final}", "--to", "{new}"), "was trained on the validation already"),
         (("{run}", "--to", "{run}", "--overwrite"), "choose another --to"),
-        (("{run}", "--to", "{final}"), "exists already"),
+        (("{run}", "--to", "{final}"), "exists already; go on with `bivrec pretrain --to {final} --resume`"),
+        (("{run}", "--to", "{new}", "--domain", "{other}"), "; prepare the Domain in the same way"),
         (("{new}", "--to", "{final}"), "not a Run"),
     ],
 )
-def test_what_is_refused(run: Run, final: Run, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
-    paths = {"run": run.path, "final": final.path, "new": tmp_path / "new"}
+def test_what_is_refused(
+    run: Run, final: Run, shop: Path, tmp_path: Path, arguments: tuple[str, ...], line: str
+) -> None:
+    paths = {"run": run.path, "final": final.path, "new": tmp_path / "new", "other": tmp_path / "other"}
+    if "{other}" in arguments:
+        other = "leave-one-out" if run.info.domain["protocol"] != "leave-one-out" else "8:1:1"
+        prepare_shop(shop, paths["other"], "--split", other)
     result = bivrec("refit", *(argument.format(**paths) for argument in arguments))
     assert result.exit_code == 1
-    assert line in result.output
+    assert line.format(**paths) in result.output
     assert "Traceback" not in result.output
     assert not paths["new"].exists()
     assert run.results()
@@ -251,4 +257,5 @@ def test_floors_and_groups_know_what_a_refit_knows(domain: Domain, run: Run, fin
         groups = PopularityGroups.of_training(known.sequences("train"), domain.num_items).targets(users)
         assert found["by_popularity"]["targets"] == {group: len(targets.items) for group, targets in groups.items()}
     both = bivrec("evaluate", domain.path, "--run", run.path, "--run", final.path, "--floor", "item-knn", "--json")
-    assert both.stderr.startswith("Warning: some models know the validation, and others, as the floors here, do not: ")
+    assert both.stderr.startswith("Warning: some models were trained on the validation too, ")
+    assert "; the floors know the training alone" in both.stderr

@@ -180,7 +180,7 @@ def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) 
     options = settings(model=NOISELESS, training={**STEPS, "precision": "fp32", "id_init": "spectral"})
     result = torchrun("-m", "bivrec", "pretrain", source.path, "--to", tmp_path / "run", *options)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("best weights of step") == 1
+    assert result.stdout.count("best weights, of step") == 1
     alone = bivrec("pretrain", source.path, "--to", tmp_path / "alone", *options)
     assert alone.exit_code == 0, alone.output
     run, other = (Run.open(tmp_path / name) for name in ("run", "alone"))

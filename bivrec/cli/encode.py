@@ -146,6 +146,8 @@ def _text_encoder(source: str, name: str | None, pooling: str, max_tokens: int, 
 
     if source == HashingTextEncoder.name:
         return HashingTextEncoder()
+    if source == "descriptor":
+        raise BivrecError("--text descriptor: is an encoder of images; of texts, hashing needs no download")
     return TransformersTextEncoder(source, name=name, pooling=pooling, max_tokens=max_tokens, device=device)
 
 
@@ -154,6 +156,8 @@ def _image_encoder(source: str, name: str | None, device: str | None) -> Encoder
 
     if source == DescriptorImageEncoder.name:
         return DescriptorImageEncoder()
+    if source == "hashing":
+        raise BivrecError("--image hashing: is an encoder of texts; of images, descriptor needs no download")
     return TransformersImageEncoder(source, name=name, device=device)
 
 

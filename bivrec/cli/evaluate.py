@@ -78,7 +78,7 @@ def evaluate(
     Each --run, --from-hub and --floor gives one row per view, each --lists one row (`bivrec export` writes what another
     program needs to train and to rank). A Run and a published joint model rank the catalogue that they were trained on;
     with --zero-shot only their tower is used, on any DOMAIN. A published tower is zero-shot on every DOMAIN whose items
-    it was not trained on; the row tells where it was.
+    it was not trained on; where it was, a warning says on what share of them.
     """
     from bivrec.data.domain import Domain
     from bivrec.evaluation.protocol import EvaluationUsers
@@ -112,13 +112,15 @@ def evaluate(
     # All are opened once more than needed: what is wrong with any must be told before the first is ranked.
     for named in of_models():
         if named.with_validation and split == "validation":
-            raise BivrecError(f"{named.name}: was trained on the validation, and can be asked of it no more")
+            raise BivrecError(f"{named.name}: was trained on the validation, and cannot be evaluated on it")
         names.append(named.name)
         refits.append(named.with_validation)
     _check_names(names, reference)
+    if test and len(names) == 1:
+        raise BivrecError(f"--test compares rows, and {names[0]} is the only one; add --floor item-knn")
     if per_user is not None:
         _check_names(list(map(_file_of, names)))
-    known = _known_to(opened, refits)
+    known = _known_to(opened, refits, floors)
     ranked = _ranked(chain(named_scorers(known, floors=floors), of_models()), users, ks, remove_seen)
     # Lists first, for the same reason.
     rows = {row.name: row for row in chain(_listed(lists, opened, users, ks, remove_seen), ranked)}
@@ -152,15 +154,16 @@ def evaluate(
         plot_comparison(plot, told["results"], f"recall@{_leading(ks)}", f"{opened.name}: {len(users)} {split} users")
 
 
-def _known_to(domain: Domain, refits: Sequence[bool]) -> Domain:
+def _known_to(domain: Domain, refits: Sequence[bool], floors: Sequence[str]) -> Domain:
     """What floors, and groups by popularity, may know of a Domain: as much as the models that were trained on it.
 
-    refits: of each model whether it knows the validation too; warns where only some do.
+    refits: of each model whether it was trained on the validation too; says so where only some were.
     """
     from bivrec.data.refit import RefitDomain
 
     if any(refits) and not all(refits):
-        _warn("some models know the validation, and others, as the floors here, do not: their results do not compare")
+        too = "; the floors know the training alone" if floors else ""
+        _warn(f"some models were trained on the validation too, which is a part of what they differ by{too}")
     return RefitDomain(domain) if refits and all(refits) else domain
 
 
@@ -215,6 +218,8 @@ def _listed(
 
     for path, name in zip(paths, _names_of_lists(paths), strict=True):
         lists = read_lists(path, domain, users)
+        if not lists.ranked:
+            _warn(f"{path}: no column rank: the rows of a user are taken as in order, best first")
         if missing := lists.num_missing:
             _warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
         if (longest := lists.items.shape[1]) < max(ks):

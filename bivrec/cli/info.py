@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("what", metavar="FOLDER|ORG/NAME|hub:ORG/NAME")
-def info(what: str) -> None:
+@click.option("--verify", is_flag=True, help="Compare every file of a Domain with its checksum.")
+def info(what: str, verify: bool) -> None:
     """Tell what a folder holds: a Domain, a Run, or a published model.
 
     ORG/NAME[@REVISION] is a model on the Hugging Face Hub, hub:ORG/NAME[@REVISION] a Domain.
@@ -33,7 +34,12 @@ def info(what: str) -> None:
 
     folder = Path(what)
     if what.startswith(HUB_PREFIX) or (folder / INFO_FILE).is_file():
-        echo_domain(Domain.open(what))
+        domain = Domain.open(what)
+        if verify:
+            domain.verify()
+        echo_domain(domain)
+    elif verify:
+        raise BivrecError(f"{what}: not a Domain, whose files alone --verify compares; leave it out")
     elif _holds(folder, RUN_MARKS):
         _echo_run(Run.open(folder))
     elif folder.exists() and not _holds(folder, MODEL_MARKS):
@@ -88,7 +94,7 @@ def _echo_model(model: Tower | BiVRec) -> None:
     click.echo(f"  command: {training['command']}")
     if training["results"]:
         click.echo("on the test users:")
-        echo_views(training["results"], training.get("id_weight"))
+        echo_views(training["results"], training["id_weight"] if "both" in training["results"] else None)
 
 
 def _echo_architecture(config: ModelConfig) -> None:

@@ -50,8 +50,10 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
         )
         counts = domain.training_counts()[1:]
         median = np.median(counts)
-        advice = ": take the recipe sparse, or for the ID view alone amazon" if median < SPARSE_BELOW else ""
-        click.echo(f"  of an item: median {median:g}, mean {counts.mean():.1f}, most {counts.max():,} of these{advice}")
+        click.echo(f"  of an item: median {median:g}, mean {counts.mean():.1f}, most {counts.max():,} of these")
+        if median < SPARSE_BELOW:
+            few = f"  a median below {SPARSE_BELOW} is few"
+            click.echo(f"{few}: take the recipe sparse, or for the ID view alone amazon")
     _echo_timestamps(domain)
     dropped = info.dropped
     by_the_core = (
@@ -119,7 +121,8 @@ def echo_results(run: Run) -> None:
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        click.echo(f"{run.path}: best weights of step {run.progress().best_step}; on the test users:")
+        which = "last" if run.config.training.with_validation else "best"
+        click.echo(f"{run.path}: {which} weights, of step {run.progress().best_step}; on the test users:")
         echo_views(run.results(), run.id_weight())
 
 

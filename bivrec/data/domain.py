@@ -289,9 +289,7 @@ def sequence_file(split: str) -> str:
 
 
 def _fetch(domain_class: type[Domain], location: str) -> Domain:
-    fetched = fetch(location.removeprefix(HUB_PREFIX), PUBLISHED_FILES, "dataset")
-    if fetched.commit is None:
-        raise BivrecError(f"{location}: a local folder has this name; leave {HUB_PREFIX} out to open it")
+    fetched = fetch(location.removeprefix(HUB_PREFIX), PUBLISHED_FILES, "dataset", local=False)
     if not (fetched.folder / INFO_FILE).is_file():
         raise BivrecError(f"{location}: not a Domain (no {INFO_FILE}); publish one with `bivrec publish-domain`")
     name = location.removeprefix(HUB_PREFIX).partition("@")[0]

@@ -27,6 +27,8 @@ class RankedLists:
 
     items: Integers
     """[U, longest]: item indices, best first, filled up with 0."""
+    ranked: bool
+    """Whether ranks said so, and not the order of the rows."""
 
     @property
     def num_missing(self) -> int:
@@ -38,7 +40,8 @@ def read_lists(path: Path, domain: Domain, users: EvaluationUsers) -> RankedList
     """Read a table (CSV, TSV, Parquet or JSON lines) of user_id, item_id and, unless the rows are in order, rank.
 
     Lists of users who are not asked are left out. Raises BivrecError for unreadable files, missing columns, bad values,
-    items that the Domain does not have, an item that is twice in a list, and if no list is of a user who is asked.
+    items that the Domain does not have, an item or a rank that is twice in a list, and if no list is of a user who is
+    asked.
     """
     table = read_columns(path, {"user_id": ID, "item_id": ID}, {"rank": INTEGER})
     if not len(table):
@@ -54,8 +57,8 @@ def read_lists(path: Path, domain: Domain, users: EvaluationUsers) -> RankedList
     user_codes, user_ids = encode_ids(table["user_id"])
     asked = pa.array(users.user_ids, pa.string())
     owners = pc.fill_null(pc.index_in(user_ids, value_set=asked), -1).to_numpy()[user_codes]
-    # Of equal ranks, or where there are none, the order of the rows decides.
-    ranks = table["rank"].to_numpy() if "rank" in table.column_names else np.zeros(len(table), np.int32)
+    ranked = "rank" in table.column_names
+    ranks = table["rank"].to_numpy() if ranked else np.arange(len(table))
     order = np.lexsort((ranks, owners))
     order = order[owners[order] >= 0]
     if not len(order):
@@ -63,12 +66,17 @@ def read_lists(path: Path, domain: Domain, users: EvaluationUsers) -> RankedList
             f"{path}: no list of a user who is asked, such as '{asked[0]}', but of others, such as '{user_ids[0]}'; "
             f"rank after the histories that `bivrec export {domain.location}` writes"
         )
+    tied = np.flatnonzero((np.diff(owners[order]) == 0) & (np.diff(ranks[order]) == 0))
+    if len(tied):
+        row = order[tied[0]]
+        user = users.user_ids[int(owners[row])]
+        raise BivrecError(f"{path}: user '{user}' has two items of rank {ranks[row]}; expected ranks 1, 2, 3, ...")
     lengths = np.bincount(owners[order], minlength=len(users))
     _, columns = places_of(np.zeros_like(lengths), lengths)
     lists = np.zeros((len(users), lengths.max()), np.int64)
     lists[owners[order], columns] = items[order]
     _refuse_repeats(path, lists, users, domain)
-    return RankedLists(lists)
+    return RankedLists(lists, ranked)
 
 
 def evaluate_lists(
