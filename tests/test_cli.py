@@ -377,7 +377,7 @@ def test_a_row_that_was_named_is_tested(chain: Path) -> None:
         set(of_rows) == {"popularity", "finetuned id", "finetuned both"} for of_rows in told["p_values"].values()
     )
     printed = succeed("evaluate", chain / "world/target", *options, "--reference", "finetuned mm")
-    assert "(of so large a difference to finetuned mm by chance;" in printed
+    assert "(how likely so large a difference to finetuned mm is by chance;" in printed
     assert "Holm-corrected over the rows)" in printed
     assert [line.split()[-1] for line in printed.splitlines() if line.startswith("finetuned mm")][1] == "tested"
     assert "leave --reference out: of no use without --test" in fail(

@@ -45,10 +45,10 @@ def compare(
     """Train and evaluate many systems on the same Domains, for as many steps of as many sequences.
 
     Every training is an ordinary Run in FOLDER/runs/DOMAIN/MODEL/seed-SEED. What is finished is kept: the same command
-    goes on where it stopped, and may ask for more models, Domains and seeds. A model that fails does not stop the
-    others. Writes comparison.md, .csv, .tex and .png into FOLDER: metrics on the test users with seen items kept and
-    removed, the significance of one model's lead, training time, and the paper's figures. With --tune, tuning.csv has
-    the validation recall of everything that was tried.
+    goes on where it stopped, and may ask for more models, Domains and seeds; the tables are of what it asks for. A
+    model that fails does not stop the others. Writes comparison.md, .csv, .tex and .png into FOLDER: metrics on the
+    test users with seen items kept and removed, the significance of one model's lead, training time, and the paper's
+    figures. With --tune, tuning.csv has the validation recall of everything that was tried.
     """
     from bivrec.studies.compare import comparison
     from bivrec.studies.tuning import read_grid

@@ -159,11 +159,10 @@ def p_table(rows: Sequence[str], tests: Mapping[str, Mapping[str, Mapping[str, f
     for row in rows:
         cells = (_p_cell(row, of_rows, "best" if reference is None else "tested") for of_rows in tests.values())
         lines.append(f"{row:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
-    note = (
-        "(of so large a lead of the best row by chance; paired over the users, Holm-corrected over all pairs)"
-        if reference is None
-        else f"(of so large a difference to {reference} by chance; paired over the users, Holm-corrected over the rows)"
+    asked, over = (
+        ("lead of the best row", "all pairs") if reference is None else (f"difference to {reference}", "the rows")
     )
+    note = f"(how likely so large a {asked} is by chance; paired over users, Holm-corrected over {over})"
     return "\n".join([*lines, note])
 
 
