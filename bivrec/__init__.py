@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bivrec.version import __version__
+
 if TYPE_CHECKING:
     from bivrec.artefact import BiVRec, Tower
     from bivrec.data.domain import Domain
     from bivrec.errors import BivrecError
     from bivrec.recommender import Recommender
-
-from bivrec.version import __version__
 
 __all__ = ["BiVRec", "BivrecError", "Domain", "Recommender", "Tower", "__version__"]
 

@@ -87,13 +87,13 @@ def column_names(path: Path) -> list[str]:
     raise _unknown_format(path)
 
 
-def strings(values: Iterable[str | None]) -> pa.Array:
-    """The values as Arrow's; halves of an emoji, which JSON of titles that were cut may hold, become question marks."""
-    values = list(values)
+def strings(values: Iterable[Any]) -> pa.Array:
+    """What is not None as a string; halves of an emoji, which JSON of titles that were cut holds, become `?`."""
+    texts = [None if value is None else str(value) for value in values]
     try:
-        return pa.array(values, pa.string())
+        return pa.array(texts, pa.string())
     except UnicodeEncodeError:
-        return pa.array([value and value.encode("utf-8", "replace").decode() for value in values], pa.string())
+        return pa.array([text and text.encode("utf-8", "replace").decode() for text in texts], pa.string())
 
 
 def kind_of(path: Path) -> str:
@@ -259,7 +259,7 @@ def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], st
         return _json_times(values, where)
     if kind in (INTEGER, NUMBER):
         return pa.array(values, kind)
-    texts = strings(None if value is None else str(value) for value in values)
+    texts = strings(values)
     return texts.dictionary_encode() if kind == ID else texts
 
 
@@ -267,8 +267,7 @@ def _json_times(values: list[Any], where: Callable[[int], str]) -> pa.ChunkedArr
     # As floats, large integers would lose digits.
     values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
     if any(isinstance(value, str) for value in values):
-        texts = strings(None if value is None else str(value) for value in values)
-        return read_times(pa.chunked_array([texts]), where)
+        return read_times(pa.chunked_array([strings(values)]), where)
     if any(isinstance(value, float) for value in values):
         return read_numbers(pa.chunked_array([pa.array(map(_as_float, values), pa.float64())]), where)
     return pa.chunked_array([pa.array(values, TIME)])
