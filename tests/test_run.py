@@ -78,7 +78,6 @@ def test_only_the_chosen_views_are_trained(source: Domain, tmp_path: Path, views
 
 def test_the_best_weights_are_loaded(pretrained: Run, source: Domain) -> None:
     assert same(dict(pretrained.load_model(source).state_dict()), weights(pretrained, "best"))
-    assert same(dict(pretrained.load_model(source, "last").state_dict()), weights(pretrained, "last"))
 
 
 def test_features_are_not_saved(pretrained: Run) -> None:
@@ -170,9 +169,9 @@ def test_missing_and_damaged_checkpoints(copy: Run, source: Domain) -> None:
     with pytest.raises(BivrecError, match=r"best\.safetensors: no such checkpoint; .* after training\.evaluate_every"):
         copy.load_model(source)
     assert copy.unfinished() is None
-    (copy.path / "last.safetensors").write_bytes(b"")
-    with pytest.raises(BivrecError, match=r"last\.safetensors: not a checkpoint of bivrec, or damaged"):
-        copy.load_model(source, "last")
+    (copy.path / "best.safetensors").write_bytes(b"")
+    with pytest.raises(BivrecError, match=r"best\.safetensors: not a checkpoint of bivrec, or damaged"):
+        copy.load_model(source)
 
 
 def test_checkpoint_of_another_architecture(copy: Run, source: Domain) -> None:
