@@ -31,6 +31,16 @@ def test_built_in_encoders(domain):
     assert "1 images cannot be read and count as missing: 4.png" in result.output
 
 
+@pytest.mark.parametrize(
+    ("modality", "encoder", "right"), [("text", "descriptor", "hashing"), ("image", "hashing", "descriptor")]
+)
+def test_the_built_in_encoder_of_the_other_modality(domain, modality, encoder, right):
+    result = run(domain.path, f"--{modality}", encoder)
+    assert result.exit_code == 1
+    assert f"--{modality} {encoder}: it encodes" in result.output
+    assert f"take {right}, or an encoder of the Hub or a folder" in result.output
+
+
 def test_shrinkage(domain):
     result = run(domain.path, "--text", "hashing", "--whiten", "--shrinkage", 1)
     assert "(256-d, sum, whitened with shrinkage 1)" in result.output

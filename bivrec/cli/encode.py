@@ -147,7 +147,9 @@ def _text_encoder(source: str, name: str | None, pooling: str, max_tokens: int, 
     if source == HashingTextEncoder.name:
         return HashingTextEncoder()
     if source == "descriptor":
-        raise BivrecError("--text descriptor: is an encoder of images; of texts, hashing needs no download")
+        raise BivrecError(
+            "--text descriptor: it encodes images; for texts take hashing, or an encoder of the Hub or a folder"
+        )
     return TransformersTextEncoder(source, name=name, pooling=pooling, max_tokens=max_tokens, device=device)
 
 
@@ -157,7 +159,9 @@ def _image_encoder(source: str, name: str | None, device: str | None) -> Encoder
     if source == DescriptorImageEncoder.name:
         return DescriptorImageEncoder()
     if source == "hashing":
-        raise BivrecError("--image hashing: is an encoder of texts; of images, descriptor needs no download")
+        raise BivrecError(
+            "--image hashing: it encodes texts; for images take descriptor, or an encoder of the Hub or a folder"
+        )
     return TransformersImageEncoder(source, name=name, device=device)
 
 
