@@ -219,7 +219,11 @@ class TrainingConfig:
     warmup_steps: int = _setting(100, "steps of linear warm-up", low=0)
     schedule: str = _setting("constant", "learning rate after warm-up", choices=("constant", "cosine"))
     clip_norm: float = _setting(1.0, "largest gradient norm (0: no clipping)", low=0.0)
-    precision: str = _setting("fp32", "fp32, or bf16 mixed precision", choices=("fp32", "bf16"))
+    precision: str = _setting(
+        "fp32",
+        "fp32; bf16 mixed precision; or auto: bf16 where the device has matrix units for it, and fp32 elsewhere",
+        choices=("fp32", "bf16", "auto"),
+    )
     evaluate_every: int = _setting(
         200, f"steps between evaluations on the validation users (0: {EVALUATIONS} evaluations in all)", low=0
     )

@@ -89,7 +89,7 @@ def new_run(path: Path, domain: Domain, config: Config) -> Run:
         started_from=None,
         command="bivrec pretrain",
         versions={},
-        hardware={"device": "cpu", "processes": 1, "threads": 1},
+        hardware={"device": "cpu", "processes": 1, "threads": 1, "precision": "fp32"},
         item_sketch=item_sketch(domain),
     )
     return Run.create(path, info, domain.item_ids())

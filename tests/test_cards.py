@@ -178,6 +178,7 @@ def test_what_a_reader_needs_is_said(artefact: Tower, pretrained: Run, kind: str
         f"{artefact.num_parameters:,} parameters",
         f"step {artefact.training['best_step']}",
         f"{hardware['processes']} x {hardware['device']}, {hardware['threads']} thread",
+        f"each, {hardware['precision']}.",
         *(spec.encoder for spec in artefact.features.values()),
         *(f"{name} {version}" for name, version in pretrained.info.versions.items()),
     ):

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bivrec.errors import BivrecError
-from bivrec.evaluation.shortlist import RoundedCatalogue, bfloat16_is_fast, contained, round_up, sorted_pairs
+from bivrec.evaluation.shortlist import RoundedCatalogue, contained, round_up, sorted_pairs
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.tower import TowerNetwork
+from bivrec.precision import bfloat16_is_fast
 
 ITEM_CHUNK = 65536
 USERS_AT_ONCE = 4
@@ -72,7 +73,8 @@ class ModelScorer:
         self._read_items = self._towers[0].config.max_history
         self.max_history: int | None = None if any(self.repeat_biases) else self._read_items
         device = next(model.parameters()).device
-        self.bounds_pay = bfloat16_is_fast(device)
+        # On GPUs a product in bfloat16 may sum in bfloat16 too, which the bounds do not allow for.
+        self.bounds_pay = device.type == "cpu" and bfloat16_is_fast(device)
         self._items = [_encode_catalogue(tower, device) for tower in self._towers]
         self._catalogues = [tower.candidates(items) for tower, items in zip(self._towers, self._items, strict=True)]
         self._mixture = Mixture(self.repeat_biases)

@@ -9,7 +9,7 @@ proved to be that of the whole catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -72,14 +72,6 @@ class RoundedCatalogue:
         columns = extended.permute(2, 1, 0).reshape(size + 1, count * batch)
         for rows in torch.split(self._rows, STRETCH):
             yield (rows @ columns).view(len(rows), count, batch)
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether bounds are worth their while: on x86 processors with matrix units (AMX)."""
-    # On GPUs a product in bfloat16 may sum in bfloat16 too, which the bound does not allow for.
-    # torch knows what a processor can do from 2.11 on; before, all scores are computed.
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return device.type == "cpu" and bool(capabilities().get("amx_bf16"))
 
 
 def num_blocks(k: int) -> int:

@@ -33,6 +33,7 @@ from bivrec.files import check_new_folder, remove_leftovers, write_json
 from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
+from bivrec.precision import chosen_precision
 from bivrec.training.checkpoint import load_checkpoint
 from bivrec.training.distributed import failing_alike
 from bivrec.training.loop import Trainer, make_accelerator
@@ -201,6 +202,7 @@ def _run_info(
             "device": _device_name(accelerator.device),
             "processes": accelerator.num_processes,
             "threads": torch.get_num_threads(),
+            "precision": chosen_precision(config.training.precision, accelerator.device),
         },
         item_sketch=join_sketches(item_sketch(domain), origin.item_sketch if origin else ()),
     )

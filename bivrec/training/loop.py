@@ -21,6 +21,7 @@ from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import SELECTION_METRIC, evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.precision import chosen_precision
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bivrec.training.distributed import mean_over_processes, mean_sparse_over_processes
@@ -66,6 +67,7 @@ class Trainer:
         """
         self._config: Config = config
         self._accelerator = accelerator
+        self._half = chosen_precision(config.training.precision, accelerator.device) == "bf16"
         self._model = model
         self._pretrained = [p for view in pretrained for p in model.tower(view).parameters()]
         if config.training.frozen_tower_steps == -1:
@@ -178,9 +180,8 @@ class Trainer:
             batch = self._sampler.batch(step, part, accelerator.num_processes * settings.accumulate)
             batch = batch.to(accelerator.device)
             last = micro == settings.accumulate - 1
-            half = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
             with nullcontext() if last else accelerator.no_sync(self._objective):
-                with half:
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=self._half):
                     parts = self._objective(batch, self._candidates.draw(step, batch.targets))
                 # Outside: a gradient has the precision of what it is the gradient of.
                 (parts["loss"] / settings.accumulate).backward()

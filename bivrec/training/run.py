@@ -52,7 +52,7 @@ class RunInfo:
     command: str
     versions: dict[str, str]
     hardware: dict[str, Any]
-    """Name of the device, number of processes, and threads of each."""
+    """Name of the device, number of processes, threads of each, and precision of the products (fp32 or bf16)."""
     item_sketch: list[str]
     """Of the items of the Domain and of the tower that was attached (see `data.sketch`)."""
 
