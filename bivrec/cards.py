@@ -219,7 +219,12 @@ def _started_from(origin: Mapping[str, Any] | None) -> dict[str, str | None] | N
 
 def _dataset(repository: str | None, name: str) -> str:
     """Of a Domain that is not on the Hub its name, so that models of one data set are found by it."""
-    return repository.partition("@")[0] if repository else re.sub(r"[^\w.-]+", "-", name)
+    return repository.partition("@")[0] if repository else _id_of(name)
+
+
+def _id_of(name: str) -> str:
+    # The Hub refuses a card whose data sets have names that none of its own could have.
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "unnamed"
 
 
 def _render(template: str, **values: Any) -> str:

@@ -240,10 +240,24 @@ def _create_repository(api: HfApi, name: str, repo_type: str, private: bool) -> 
         # Without the right to see it, the Hub says the same of a repository as if it did not exist.
         if fault.response.status_code not in (401, 404):
             raise
-        api.create_repo(name, repo_type=repo_type, private=private)
+        _create_unseen(api, name, repo_type, private)
         return
     if private and not found.private:
         raise BivrecError(f"{name}: exists and is public; make it private in its settings, or leave --private out")
+
+
+def _create_unseen(api: HfApi, name: str, repo_type: str, private: bool) -> None:
+    try:
+        # None leaves it to the organisation, which may not allow what is public.
+        api.create_repo(name, repo_type=repo_type, private=private or None)
+    except HfHubHTTPError as fault:
+        if fault.response.status_code == 401 and "Invalid credentials" not in (fault.server_message or ""):
+            raise BivrecError(f"{name}: cannot be created by a stranger; {_LOG_IN}") from None
+        if fault.response.status_code == 409:
+            raise BivrecError(
+                f"{name}: exists, but your token may not see it; {_LOG_IN} with the rights for it"
+            ) from None
+        raise
 
 
 def _check_card(name: str, repo_type: str, commit: str) -> None:
@@ -314,7 +328,8 @@ def _is_out_of_reach(fault: BaseException) -> bool:
     """Whether there is no such repository, or nobody could be asked."""
     cause = _cause(fault)
     if isinstance(cause, HfHubHTTPError):
-        return isinstance(cause, RepositoryNotFoundError) or cause.response.status_code == 401
+        unseen = isinstance(cause, RepositoryNotFoundError) or cause.response.status_code == 401
+        return unseen and not isinstance(cause, GatedRepoError)
     return isinstance(cause, OfflineModeIsEnabled | _CONNECTION_FAULT)
 
 
@@ -344,7 +359,8 @@ def _explain(fault: BaseException) -> str:
 def _explain_refusal(fault: HfHubHTTPError) -> str:
     status, said = fault.response.status_code, fault.server_message or ""
     if isinstance(fault, GatedRepoError):
-        return "access must be granted to you first; ask for it on the repository's page"
+        advice = f"{_LOG_IN}, and ask" if status == 401 else "ask"
+        return f"access must be granted to you first; {advice} for it on the repository's page"
     if isinstance(fault, RevisionNotFoundError):
         return "no such branch, tag or commit there"
     if status == 401 and "Invalid credentials" in said:

@@ -8,6 +8,7 @@
         hub.fail("GET", "/lfs/", drop_after=1000)                   # cut the next such connection after 1000 bytes
         hub.fail("POST", "/commit/", status=503, times=2)           # answer 503 twice
         hub.before("PUT", "/lfs/", action) # call action() when the next such request arrives
+        hub.forbids_public = True          # what is created is private, unless it is asked to be public: an error
         hub.requests                       # "METHOD /path[ RANGE]" of every request, in order
 
 Both kinds of repository are served: model (the default) and dataset. The accounts are in hub_repositories.py: OWNER
@@ -60,6 +61,7 @@ class HubServer:
         self.storage: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.faults: list[Fault] = []
+        self.forbids_public = False
         self.lock = threading.RLock()
         self._ports = [Port(self, handler) for handler in (HubHandler, StorageHandler)]
         self.url, self.storage_url = (f"http://127.0.0.1:{port.server_port}" for port in self._ports)
@@ -335,7 +337,7 @@ class HubHandler(Handler):
         if repository is None or (repository.private and not inside):
             self.unseen()
         if repository.gated and not inside and {"resolve", "tree"} & set(self.path.split("/")):
-            raise RefusalError(403, f"Access to {kind} {name} is restricted", "GatedRepo")
+            raise RefusalError(403 if account else 401, f"Access to {kind} {name} is restricted", "GatedRepo")
         return repository
 
     def proposable(self, kind: str, name: str) -> Repository:
@@ -454,8 +456,10 @@ class HubHandler(Handler):
             raise RefusalError(400, f"Invalid repository name {name}")
         if (kind, name) in self.hub.repositories:
             raise RefusalError(409, f"You already created this {kind} repo")
-        private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        repository = self.hub.create(name, kind, private=private)
+        visibility = asked.get("visibility") or ("private" if self.hub.forbids_public else "public")
+        if visibility == "public" and self.hub.forbids_public:
+            raise RefusalError(403, f"{name.split('/')[0]} forbids the creation of public {kind}s")
+        repository = self.hub.create(name, kind, private=visibility == "private")
         return {"url": f"{self.hub.url}/{repository.path}", "name": name, "id": name}
 
     def validate_yaml(self) -> Callable[[], None]:

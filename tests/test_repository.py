@@ -236,8 +236,11 @@ def test_no_such_revision(hub: HubServer, revision: str) -> None:
 
 def test_restricted_access(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.commit(NAME, FILES, gated=True)
-    monkeypatch.setenv("HF_TOKEN", STRANGER)
-    assert "access must be granted" in fault(fetch, NAME, EVERYTHING)
+    for token, advice in {STRANGER: "ask", "": "log in with `hf auth login` or set HF_TOKEN, and ask"}.items():
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert fault(fetch, NAME, EVERYTHING) == (
+            f"{NAME}: access must be granted to you first; {advice} for it on the repository's page"
+        )
 
 
 # Downloads that fail
@@ -349,6 +352,24 @@ def test_a_private_data_set(hub: HubServer, folder: Path) -> None:
     pushed = push(folder, NAME, message="Publish", repo_type="dataset", private=True)
     assert hub.repository(NAME, "dataset").private
     assert pushed.url == f"{hub.url}/datasets/{NAME}/commit/{pushed.commit}"
+
+
+def test_an_organisation_that_forbids_what_is_public(hub: HubServer, folder: Path) -> None:
+    hub.forbids_public = True
+    push(folder, NAME, message="Publish")
+    assert hub.repository(NAME).private
+
+
+def test_a_new_repository_without_a_token(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    advice = "log in with `hf auth login` or set HF_TOKEN"
+    assert push_fault(folder) == f"{NAME}: cannot be created by a stranger; {advice}"
+
+
+def test_a_repository_that_the_token_may_not_see(hub: HubServer, folder: Path) -> None:
+    hub.commit(NAME, FILES, private=True)
+    hub.fail("GET", f"/api/models/{NAME}", status=404, times=10)
+    assert "exists, but your token may not see it" in push_fault(folder)
 
 
 def test_private_is_not_promised_of_a_public_repository(hub: HubServer, folder: Path) -> None:
