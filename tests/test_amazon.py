@@ -116,6 +116,41 @@ def test_fields_come_and_go(tmp_path):
     assert raw.catalogue["title"].to_pylist() == raw.catalogue["text"].to_pylist() == [None, None]
 
 
+PAGE = "var aPageStart = (new Date()).getTime();\nvar ue_t0=ue_t0||+new Date();"
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("Fits kids &lt;5 years and adults >12 kg", "Fits kids <5 years and adults >12 kg"),
+        ("I <3 this", "I <3 this"),
+        ("<p class='a'>Blue<br />ink</p><!-- x -->", "Blue ink"),
+        ("<style>.x{color:red}</style> Good <SCRIPT type='x'>var a = 1 < 2;\n</SCRIPT>", "Good"),
+    ],
+)
+def test_markup_is_no_text(tmp_path, written, text):
+    item = {"asin": "B1", "title": PAGE, "description": [written]}
+    raw = read_amazon([lines(tmp_path / "r.json", REVIEWS_2014)], [lines(tmp_path / "m.json", [item])])
+    assert [raw.catalogue[name][0].as_py() for name in ("title", "text")] == [None, text]
+
+
+@pytest.mark.parametrize("key", ["features", "feature"])
+def test_features_stand_in_for_a_description(tmp_path, key):
+    item = {"asin": "B1", "title": "Brush", "description": [], key: ["Soft", "BPA free"]}
+    other = {**item, "asin": "B2", "description": ["A brush."]}
+    raw = read_amazon([lines(tmp_path / "r.json", REVIEWS_2014)], [lines(tmp_path / "m.json", [item, other])])
+    assert raw.catalogue["text"].to_pylist() == ["Brush. Soft BPA free", "Brush. A brush"]
+
+
+def test_a_folder_of_metadata(tmp_path):
+    folder = tmp_path / "raw_meta_Office"
+    folder.mkdir()
+    for part, item in enumerate(("B1", "B2")):
+        pq.write_table(pa.Table.from_pylist([{**ITEM_2023, "parent_asin": item}]), folder / f"full-{part}.parquet")
+    raw = read_amazon([lines(tmp_path / "r.json", REVIEWS_2023)], [folder])
+    assert raw.catalogue["item_id"].to_pylist() == ["B1", "B2"]
+
+
 def test_metadata_is_not_evaluated(tmp_path):
     (tmp_path / "m.json").write_text("__import__('os').abort()\n")
     with pytest.raises(BivrecError, match=r"m\.json: row 1: not valid JSON"):

@@ -127,6 +127,24 @@ def test_parts_in_folders_of_the_folder_are_not_left_out_in_silence(interactions
     assert as_rows(read_tables(folder)) == as_rows(read_tables(interactions_csv))
 
 
+def test_a_delta_table_is_refused(interactions_csv, tmp_path):
+    """Its folder keeps the files that an update has replaced."""
+    folder = tmp_path / "delta"
+    (folder / "_delta_log").mkdir(parents=True)
+    (folder / "part-00000.csv").write_bytes(interactions_csv.read_bytes())
+    with pytest.raises(BivrecError, match=r"delta: a Delta table.*write it as plain Parquet"):
+        read_tables(folder)
+
+
+def test_files_of_recbole(tmp_path):
+    (tmp_path / "t.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\tx\t5\nu\ty\t6\n")
+    (tmp_path / "t.item").write_text("item_id:token\ttitle:token_seq\nx\tInk, blue\ny\tPen\n")
+    columns = Columns("user_id:token", "item_id:token", "timestamp:float", title="title:token_seq")
+    raw = read_tables(tmp_path / "t.inter", tmp_path / "t.item", columns=columns)
+    assert as_rows(raw) == [("u", "x", 5), ("u", "y", 6)]
+    assert raw.catalogue["title"].to_pylist() == ["Ink, blue", "Pen"]
+
+
 STRAY = [
     ('"red shoes', "blue", '"green'),
     ('"red shoes', '"blue', "green"),
@@ -156,7 +174,7 @@ def test_quotes_of_a_tsv_that_quotes_are_no_letters(tmp_path):
     assert raw.catalogue["title"].to_pylist() == ['two\nlines and a "mark"', "plain"]
 
 
-@pytest.mark.parametrize("unknown", ["NULL", "null", "NaN", "nan", "None", "<NA>", "\\N", '"NULL"'])
+@pytest.mark.parametrize("unknown", ["NULL", "null", "NaN", "nan", "None", "<NA>", "N/A", "#N/A", "\\N", '"NULL"'])
 def test_what_databases_write_for_nothing_is_nothing(tmp_path, unknown):
     for row in (f"{unknown},x,1", f"u,{unknown},1", f"u,x,{unknown}"):
         (tmp_path / "t.csv").write_text(f"user_id,item_id,timestamp\nu,x,0\n{row}\n")
@@ -240,9 +258,10 @@ DATES = (
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "jsonl", "parquet"])
 def test_dates_as_text(tmp_path, suffix):
-    users = [f"u{place}" for place in range(len(DATES))]
-    table = pa.table({"user_id": users, "item_id": ["x"] * len(DATES), "timestamp": DATES})
-    moments = [datetime.datetime.fromisoformat(date) for date in DATES]
+    dates = (*DATES, "2023-11-14 22:50:02 UTC", "2023-11-14 22:50:02.5 +0100")
+    users = [f"u{place}" for place in range(len(dates))]
+    table = pa.table({"user_id": users, "item_id": ["x"] * len(dates), "timestamp": dates})
+    moments = [datetime.datetime.fromisoformat(date.replace(" UTC", "Z").replace(" +", "+")) for date in dates]
     in_zone = [moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC) for moment in moments]
     # Some have a fraction of a second, and so all are microseconds.
     epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

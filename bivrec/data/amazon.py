@@ -1,7 +1,7 @@
 """Reader of the Amazon review sets of 2014, 2018 and 2023 (https://amazon-reviews-2023.github.io and its forerunners).
 
 Every review is an interaction, whatever its rating, unless a least one is asked for. An item's text is its title,
-brand, categories and description.
+brand, categories and description, or where it has no description its features.
 """
 
 from __future__ import annotations
@@ -11,13 +11,24 @@ import html
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bivrec.data.columns import ID, NUMBER, PARQUET, TIME, column_names, kind_of, read_columns, read_json_lines
+from bivrec.data.columns import (
+    ID,
+    NUMBER,
+    PARQUET,
+    TIME,
+    column_names,
+    kind_of,
+    parts_of,
+    read_columns,
+    read_json_lines,
+)
 from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
@@ -25,10 +36,17 @@ from bivrec.errors import BivrecError
 REVIEW_COLUMNS = (("user_id", "parent_asin", "timestamp"), ("reviewerID", "asin", "unixReviewTime"))
 RATING_COLUMNS = dict(zip(REVIEW_COLUMNS, ("rating", "overall"), strict=True))
 ITEM_KEYS = ("parent_asin", "asin")
-# Each line is the fields of which the sets use one.
-TEXT_KEYS = (("title",), ("brand", "store"), ("categories", "category"), ("description",))
+# Each line is one part of the text, and the fields that it is taken from: the first that is not empty.
+TEXT_KEYS = (
+    ("title",),
+    ("brand", "store"),
+    ("categories", "category"),
+    ("description", "features", "feature"),
+)
 
-TAG = re.compile(r"<[^<>]*>")
+MARKUP = re.compile(r"<(script|style)\b.*?</\1>|</?[a-z!][^<>]*>", re.IGNORECASE | re.DOTALL)
+PAGE_SOURCE = "getTime()"
+"""In titles of 2018 for which the script of the page was taken."""
 
 
 def read_amazon(
@@ -104,7 +122,7 @@ def _read_reviews(path: Path, layout: tuple[str, str, str], rated: bool) -> pa.T
 def _read_metadata(paths: Sequence[Path], wanted: set[str] | None) -> pa.Table:
     """The catalogue of the wanted items (None: of all); of an item that is listed twice, the first."""
     rows: dict[str, tuple[str, str]] = {}
-    for path in paths:
+    for path in chain.from_iterable(map(parts_of, paths)):
         for row, values in _metadata_rows(path):
             item = next((values[key] for key in ITEM_KEYS if values.get(key)), None)
             if not isinstance(item, str):
@@ -142,6 +160,8 @@ def _title_and_text(values: dict[str, Any]) -> tuple[str, str]:
     title, brand, categories, description = (
         next((found for key in keys if (found := _strings(values.get(key)))), []) for keys in TEXT_KEYS
     )
+    if any(PAGE_SOURCE in part for part in title):
+        title = []
     # Categories repeat their parents.
     parts = [" ".join(title), " ".join(brand), ", ".join(dict.fromkeys(categories)), " ".join(description)]
     return parts[0], ". ".join(part.rstrip(". ") for part in parts if part)
@@ -151,5 +171,5 @@ def _strings(value: Any) -> list[str]:
     """All strings in a string or nested list, without markup and surplus blanks; [] for anything else."""
     if isinstance(value, list):
         return [text for part in value for text in _strings(part)]
-    text = " ".join(TAG.sub(" ", html.unescape(value)).split()) if isinstance(value, str) else ""
+    text = " ".join(MARKUP.sub(" ", html.unescape(value)).split()) if isinstance(value, str) else ""
     return [text] if text else []

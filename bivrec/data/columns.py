@@ -42,14 +42,15 @@ EXPECTED = {
     TEXT: "a string",
 }
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
+"""By the suffix; the last two are RecBole's."""
 PARQUET = ".parquet"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst")
 ROWS_PER_CHUNK = 100_000
 LONGEST_ROW = 1 << 24
 """Bytes of a row of a delimited file that can be read, a picture in a description included."""
-UNKNOWN = ("", "NULL", "null", "NaN", "nan", "None", "<NA>", "\\N")
+UNKNOWN = ("", "NULL", "null", "NaN", "nan", "None", "<NA>", "N/A", "n/a", "#N/A", "\\N")
 """What databases and data frames write into delimited files for a value that is not there."""
 
 
@@ -65,7 +66,7 @@ def read_columns(
     timestamps are dates and some numbers.
     """
     types = {**required, **(optional or {})}
-    paths = _parts(path)
+    paths = parts_of(path)
     parts = [_read_part(part, required, optional or {}) for part in paths]
     names = [name for name in types if any(name in part.column_names for part in parts)]
     parts = [_completed(part, names, types, path) for part, path in zip(parts, paths, strict=True)]
@@ -75,7 +76,7 @@ def read_columns(
 
 def column_names(path: Path) -> list[str]:
     """The columns of a file (of a folder: of its first part), for JSON lines the keys of the first object."""
-    path = _parts(path)[0]
+    path = parts_of(path)[0]
     kind = kind_of(path)
     if kind in DELIMITERS:
         return _header(path, _fields(path, DELIMITERS[kind]))
@@ -126,9 +127,12 @@ def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Ite
         raise BivrecError(f"{path}: row {row}: not valid JSON ({fault}); mend or remove the line") from None
 
 
-def _parts(path: Path) -> list[Path]:
+def parts_of(path: Path) -> list[Path]:
+    """The file itself, or the parts in a folder, by name. Raises BivrecError if the folder has other things in it."""
     if not path.is_dir():
         return [path]
+    if (path / "_delta_log").exists():
+        raise BivrecError(f"{path}: a Delta table, whose files hold deleted rows too; write it as plain Parquet")
     # Spark writes _SUCCESS and hidden checksum files beside the parts, and empty ones for empty partitions.
     parts = sorted(part for part in path.iterdir() if part.name[0] not in "._")
     if folders := [part for part in parts if part.is_dir()]:

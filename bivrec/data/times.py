@@ -22,7 +22,7 @@ DATES = pa.timestamp("us")
 
 EXPECTED_TIME = "an integer or a date such as 2023-11-14 or 2023-11-14T22:50:02Z"
 _FRACTION = r"[.,][0-9]+"
-_ZONE = r"(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
+_ZONE = r"(Z| ?UTC| ?[+-][0-9]{2}(:?[0-9]{2})?)"
 _CLOCK = rf"[T ][0-9]{{2}}:[0-9]{{2}}(:[0-9]{{2}}({_FRACTION})?)?"
 _DATE = rf"^\s*[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}({_CLOCK}{_ZONE}?)?\s*$"
 _NUMBER = r"^-?[0-9]+(\.[0-9]+)?$"
@@ -144,6 +144,9 @@ def _read(texts: pa.Array) -> pa.Array | None:
 def _dates(texts: pa.Array) -> pa.Array:
     """Raises ArrowInvalid for a day or an hour that there is not."""
     texts = pc.replace_substring_regex(texts, r"[.,]([0-9]{1,6})[0-9]*", r".\1")
+    # As BigQuery and Python write them; Arrow takes neither.
+    texts = pc.replace_substring_regex(texts, " ?UTC$", "Z")
+    texts = pc.replace_substring_regex(texts, r" ([+-][0-9:]+)$", r"\1")
     zoned = pc.match_substring_regex(texts, f":[0-9.]+{_ZONE}$")
     # Arrow takes a zone as an error for one type, and its absence for the other.
     in_utc = pc.if_else(zoned, None, texts)
