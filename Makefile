@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/quickstart.stamp
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/bivrec quickstart --overwrite
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} ACCELERATE_USE_CPU=$${ACCELERATE_USE_CPU:-1} $(BIN)/bivrec quickstart --overwrite
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from bivrec.artefact import BiVRec, Tower, load
 from bivrec.baselines.floors import fit_floor
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.data.sketch import share_known
+from bivrec.device import own_device
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
@@ -203,4 +202,4 @@ def _views(model: BiVRecNetwork, view: str, name: str, kind: str, source: dict[s
 
 def _scorer(model: BiVRecNetwork, view: str) -> ModelScorer:
     """Where this process computes: on its GPU, if it has one."""
-    return ModelScorer(model.to(PartialState().device), view)
+    return ModelScorer(model.to(own_device()), view)

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -5,6 +6,9 @@ import huggingface_hub.constants
 import pytest
 from hub_repositories import OWNER
 from hub_server import HubServer
+
+# Before it is read: what the tests compare bit for bit, a GPU does not compute bit for bit.
+os.environ.setdefault("ACCELERATE_USE_CPU", "1")
 
 from bivrec.data.domain import Domain
 from bivrec.data.prepare import prepare

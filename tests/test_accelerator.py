@@ -94,8 +94,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def outcomes(world: Path, tower: Path, folder: Path) -> dict[str, dict[str, Any]]:
     given = json.dumps(commands(world, tower, folder))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "0"}
     done = subprocess.run(
-        [sys.executable, SCRIPT], input=given, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, SCRIPT],
+        input=given,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     results: dict[str, dict[str, Any]] = json.loads(done.stdout)

@@ -13,13 +13,14 @@ import bivrec
 ROOT = Path(bivrec.__file__).parent
 HEAVY = ("torch", "datasets", "transformers", "pyarrow", "accelerate", "matplotlib", "PIL", "scipy", "safetensors")
 
-GROUND = ("errors", "files", "locks", "version", "config", "memory")
+GROUND = ("errors", "files", "locks", "version", "config", "device", "memory")
 MAY_IMPORT = {
     "errors": (),
     "version": (),
     "memory": (),
     "files": ("errors", "locks"),
     "locks": ("errors",),
+    "device": (),
     "config": ("errors",),
     "repository": ("errors",),
     "publishing": ("files", "repository"),

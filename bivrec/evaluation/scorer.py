@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bivrec.device import bfloat16_is_fast
 from bivrec.errors import BivrecError
 from bivrec.evaluation.shortlist import RoundedCatalogue, contained, round_up, sorted_pairs
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.tower import TowerNetwork
-from bivrec.precision import bfloat16_is_fast
 
 ITEM_CHUNK = 65536
 USERS_AT_ONCE = 4

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import PartialState
 
 from bivrec.config import Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.data.noise import noisy_copy
 from bivrec.data.refit import RefitDomain
+from bivrec.device import own_device
 from bivrec.errors import BivrecError
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import EvaluationResult, Scorer, evaluate
@@ -229,7 +229,7 @@ class Workshop:
         for seed, run in self.finished(training):
             at_home = domain.path == training.domain.path
             model = run.load_model(domain) if at_home else zero_shot_model(domain, tower_of_run(run))
-            yield seed, model.to(PartialState().device)
+            yield seed, model.to(own_device())
 
     def measure(self, study: Study, failed: dict[str, str], report: Callable[[str], None]) -> list[Measured]:
         """Rank with every entry of which a training has ended, under both protocols.

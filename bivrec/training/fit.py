@@ -26,6 +26,7 @@ from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.data.refit import RefitDomain
 from bivrec.data.sketch import item_sketch, join_sketches
+from bivrec.device import chosen_precision
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
@@ -33,7 +34,6 @@ from bivrec.files import check_new_folder, remove_leftovers, write_json
 from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
-from bivrec.precision import chosen_precision
 from bivrec.training.checkpoint import load_checkpoint
 from bivrec.training.distributed import failing_alike
 from bivrec.training.loop import Trainer, make_accelerator

@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from bivrec.config import Config
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
+from bivrec.device import chosen_precision
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import SELECTION_METRIC, evaluate_views
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.precision import chosen_precision
 from bivrec.training.candidates import CandidateSampler
 from bivrec.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from bivrec.training.distributed import mean_over_processes, mean_sparse_over_processes

@@ -1,4 +1,4 @@
-"""In which precision a training multiplies matrices."""
+"""The device of this process: which one it is, and what it is good at."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+def own_device() -> torch.device:
+    """Of this process, its GPU if it has one. As in a training, ACCELERATE_USE_CPU=1 means the processor."""
+    # Only the Accelerator of a training asks for the flag itself.
+    device: torch.device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    return device
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -2,15 +2,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from stages import config, same, weights
 
 from bivrec.data.domain import Domain
-from bivrec.precision import bfloat16_is_fast, chosen_precision
+from bivrec.device import bfloat16_is_fast, chosen_precision, own_device
 from bivrec.pretrain import pretrain
 
 pytest_plugins = ("stage_fixtures",)
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("flag", "device"), [("1", "cpu"), ("0", "cuda:0")])
+def test_the_processor_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, flag: str, device: str) -> None:
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
+    assert str(own_device()) in (device, device.split(":")[0])
 
 
 @pytest.mark.parametrize(("capabilities", "chosen"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "fp32")])
@@ -39,7 +49,7 @@ def test_a_torch_that_does_not_know_its_processor(monkeypatch: pytest.MonkeyPatc
 def test_a_training_does_and_records_what_auto_comes_to(
     source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, chosen: str
 ) -> None:
-    monkeypatch.setattr("bivrec.precision.bfloat16_is_fast", lambda device: fast)
+    monkeypatch.setattr("bivrec.device.bfloat16_is_fast", lambda device: fast)
     runs = {
         precision: pretrain(source, tmp_path / precision, config(training={"steps": 2, "precision": precision}))
         for precision in ("auto", "fp32", "bf16")
