@@ -59,7 +59,8 @@ class GaussianAttention(nn.Module):
         self, visible: Tensor, squared_distance: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor | None, Tensor]:
         """What each logit is multiplied with (None: nothing), and what is added to it; both [B, M, M]."""
-        lowest = torch.finfo(dtype).min
+        # Halved: fused kernels multiply it with log2(e), and infinities would make rows that see nothing NaN.
+        lowest = torch.finfo(dtype).min / 2
         if self.gaussian == "bias":
             # The normalisation of G over j is constant in j, and softmax ignores it.
             return None, self._log_gaussian(squared_distance).to(dtype).masked_fill(~visible, lowest)

@@ -12,7 +12,10 @@ from torch.nn import functional
 from bivrec.errors import BivrecError
 
 RESIDENT_BYTES = 2**30
-"""Features up to this size are held on the device; of larger ones, only rows that are asked for are read and sent."""
+RESIDENT_SHARE_OF_GPU = 4
+"""Features up to this size, or to this part of a GPU's memory, are held on the device; of larger ones, only rows that
+are asked for are read and sent."""
+READ_AT_ONCE = 2**16
 
 
 class Rows(Protocol):
@@ -30,9 +33,8 @@ class AttachedFeatures:
     """Features [V+1, F] of a Domain, which all towers of a model share: what is held on a device lies there once."""
 
     def __init__(self, rows: Rows) -> None:
-        """Rows that are no tensor are read as a whole if they fit RESIDENT_BYTES."""
-        held = not isinstance(rows, Tensor) and 4 * rows.shape[0] * rows.shape[1] <= RESIDENT_BYTES
-        self._rows = rows[torch.arange(rows.shape[0])] if held else rows
+        """Rows that are no tensor are read as a whole, when they are first used, if they fit the device."""
+        self._rows = rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,9 +48,20 @@ class AttachedFeatures:
     def of(self, items: Tensor, like: Tensor) -> Tensor:
         """Rows [..., F] of items, where `like` lies and in its precision."""
         if not isinstance(self._rows, Tensor):
-            return self._rows[items.cpu()].to(like)
+            if 4 * self.shape[0] * self.shape[1] > _resident_bytes(like.device):
+                return self._rows[items.cpu()].to(like)
+            held = like.new_empty(self.shape)
+            for part in torch.split(torch.arange(self.shape[0]), READ_AT_ONCE):
+                held[part[0] : part[-1] + 1] = self._rows[part].to(like)
+            self._rows = held
         self._rows = self._rows.to(like)
         return functional.embedding(items, self._rows)
+
+
+def _resident_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    return max(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // RESIDENT_SHARE_OF_GPU)
 
 
 class Items(nn.Module, ABC):

@@ -147,7 +147,9 @@ def _had_targets(batch: Batch, num_items: int) -> Tensor:
     # One number for a row and an item together.
     first = torch.arange(len(batch.targets), device=batch.targets.device).unsqueeze(1) * (num_items + 1)
     row, item = batch.earlier
-    return recently | torch.isin(batch.targets + first, item + row * (num_items + 1))
+    # Not torch.isin, which asks how many different ones there are; the first keeps the table from being empty.
+    earlier = functional.pad((item + row * (num_items + 1)).sort().values, (1, 0), value=-1)
+    return recently | (_columns(batch.targets + first, earlier) < len(earlier))
 
 
 class _Rows:
