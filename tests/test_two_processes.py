@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -190,7 +191,9 @@ def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) 
     assert published.exit_code == 0, published.output
 
 
-def test_ctrl_c_of_the_launcher_saves(source: Domain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_launcher_saves(source: Domain, tmp_path: Path, number: signal.Signals) -> None:
+    """A scheduler's SIGTERM reaches every process, and once more by way of the launcher."""
     options = settings(model=NOISELESS, training={"steps": 3000, "evaluate_every": 20})
     command = ["-m", "bivrec", "pretrain", str(source.path), "--to", str(tmp_path / "run"), *options]
     process = subprocess.Popen(
@@ -201,7 +204,10 @@ def test_ctrl_c_of_the_launcher_saves(source: Domain, tmp_path: Path) -> None:
         while not (tmp_path / "run" / "best.safetensors").exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        if number == signal.SIGTERM:
+            for worker in psutil.Process(process.pid).children():
+                worker.send_signal(number)
+        process.send_signal(number)
         complaint = process.communicate(timeout=60)[1]
     finally:
         # Gently: only a launcher that is alive ends its processes.
@@ -210,7 +216,7 @@ def test_ctrl_c_of_the_launcher_saves(source: Domain, tmp_path: Path) -> None:
     assert process.returncode != 0
     saved = re.search(r"Error: interrupted at step (\d+) and saved", complaint)
     assert saved, complaint
-    assert Run.open(tmp_path / "run").progress("last").step == int(saved[1])
+    assert Run.open(tmp_path / "run").progress("last").step == int(saved[1]) > 20
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line_per_process(source: Domain, tmp_path: Path) -> None:

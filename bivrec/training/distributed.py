@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bivrec.errors import BivrecError
@@ -59,6 +59,14 @@ def failing_alike() -> Iterator[None]:
         raise fault
     if complaints[0] is not None:
         raise BivrecError(complaints[0])
+
+
+@torch.no_grad()
+def share_weights(model: nn.Module) -> None:
+    """Give every process the weights and the buffers that the main one has."""
+    if world_size() > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
 
 
 def mean_sparse_over_processes(rows: Tensor) -> Tensor:

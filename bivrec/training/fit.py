@@ -35,7 +35,7 @@ from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.model.items import IdItems
 from bivrec.training.checkpoint import load_checkpoint
-from bivrec.training.distributed import failing_alike
+from bivrec.training.distributed import failing_alike, share_weights
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
 from bivrec.training.run import FORMAT_VERSION, MARKS, Run, RunInfo, domain_record
@@ -103,17 +103,18 @@ def fit(
                 model.id_weight.fill_(config.training.id_weight)
                 model.id_trust.copy_(counts / (counts + HALF_TRUSTED))
         trainer = Trainer(model, domain, config, accelerator, origin.views if origin else ())
+        info = _run_info(stage, domain, config, features, origin, accelerator)
         # Only now: a training that cannot begin must neither leave an empty Run nor replace an old one.
         with failing_alike():
             if accelerator.is_main_process and not resume:
                 if path.exists() and not there:
                     raise BivrecError(f"{path}: another process has made it meanwhile; choose another --to")
-                info = _run_info(stage, domain, config, features, origin, accelerator)
                 # What is replaced is locked once more.
                 locks.close()
                 Run.create(path, info, domain.item_ids(), overwrite and there)
                 locks.enter_context(locked(path))
-        run = Run.open(path)
+        # Not opened: the file system of another machine may not see yet what is new.
+        run = Run.open(path) if resume else Run(path, info)
         if tracker is not None:
             accelerator.init_trackers("bivrec", config=_for_trackers(run.config))
         trainer.train(run, resume)
@@ -143,7 +144,11 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
 
 def _finish(run: Run, model: BiVRecNetwork, test_users: EvaluationUsers, accelerator: Accelerator) -> None:
     """Evaluate the best weights, and record the results."""
-    load_checkpoint(run.checkpoint("best"), model)
+    with failing_alike():
+        if accelerator.is_main_process:
+            load_checkpoint(run.checkpoint("best"), model)
+    # Not read by each: another machine's file system may still give the checkpoint before.
+    share_weights(model)
     results = evaluate_views(model, test_users, RESULT_KS, accelerator)
     if accelerator.is_main_process:
         write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})

@@ -6,11 +6,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,6 +34,8 @@ from bivrec.training.run import Run
 
 EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
+PATIENCE = timedelta(hours=1)
+"""For which a process waits for the others."""
 ASK_EVERY = 10
 """Steps between two questions to the other processes: each makes all of them wait for the slowest, and its device."""
 
@@ -43,6 +47,8 @@ def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
     return Accelerator(
         # The step has its own autocast: the Accelerator's is fixed for the whole process by the first training in it.
         mixed_precision="no",
+        # NCCL's ten minutes are too few for the spectral vectors of a large catalogue, which one process makes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         log_with=tracker,
         project_dir=run_path,
     )
@@ -270,7 +276,8 @@ def _interrupt_flag() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: object) -> None:
         nonlocal raised
-        if raised:
+        # A scheduler sends SIGTERM to every process, and the launcher passes its own on.
+        if raised and number == signal.SIGINT:
             raise KeyboardInterrupt
         raised = True
 
