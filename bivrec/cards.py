@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from bivrec.config import ModelConfig
 from bivrec.data.domain import CATALOGUE_FILE, sequence_file
 from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, TEMPORAL, USER_SPLIT, DomainInfo, FeatureSpec
+from bivrec.errors import BivrecError
 from bivrec.terms import terms_of
 
 TEMPLATES = "bivrec_model_cards"
@@ -235,4 +236,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(**values)
+    try:
+        return environment.get_template(template).render(**values)
+    except jinja2.UndefinedError as fault:
+        raise BivrecError(f"the record of the training lacks what its card tells ({fault}); train again") from None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jinja2
 import pytest
 import torch
 import yaml
@@ -25,6 +24,7 @@ from bivrec.cards import FLOOR_NAMES, TEMPLATES, VIEW_NAMES, domain_card, model_
 from bivrec.cli import main
 from bivrec.config import FLOORS
 from bivrec.data.domain import Domain
+from bivrec.errors import BivrecError
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import model_of_run, publish, tower_of_run
@@ -185,6 +185,11 @@ def test_what_a_reader_needs_is_said(artefact: Tower, pretrained: Run, kind: str
         assert fact in card
 
 
+def test_a_record_that_lacks_something(artefact: Tower) -> None:
+    with pytest.raises(BivrecError, match=r"the record of the training lacks.*precision"):
+        render(artefact, hardware={"device": "cpu", "processes": 1, "threads": 1})
+
+
 @pytest.mark.parametrize(
     ("kind", "commands"),
     [("tower", ["finetune", "evaluate"]), ("joint", ["evaluate", "evaluate", "finetune"]), ("domain", None)],
@@ -234,7 +239,7 @@ def test_the_code_of_a_joint_model_runs(pretrained: Run, source: Domain, tmp_pat
 )
 def test_an_undefined_variable_is_an_error(artefact: Tower, key: str, kind: str) -> None:
     training = {name: value for name, value in artefact.training.items() if name != key}
-    with pytest.raises((jinja2.UndefinedError, KeyError, TypeError)):
+    with pytest.raises((BivrecError, KeyError, TypeError)):
         model_card(kind, "org/tower", artefact.config, artefact.features, training, 1)
 
 

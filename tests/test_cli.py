@@ -76,7 +76,7 @@ def test_pretrain_reports_the_test_users(chain: Path, tmp_path: Path) -> None:
     assert set(rows(printed)) == {"id", "mm", "both"}
 
 
-def test_the_command_is_recorded(chain: Path) -> None:
+def test_where_a_training_started_is_recorded(chain: Path) -> None:
     assert Run.open(chain / "finetuned").info.started_from == Tower.from_pretrained(str(chain / "tower")).source
 
 
@@ -731,12 +731,12 @@ def test_the_commands_of_the_quickstart_parse(arguments: list[str]) -> None:
 
 
 def test_the_quickstart_runs_its_commands_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [["recipes", "list"], ["evaluate", str(tmp_path / "none")], ["recipes", "list"]]
+    commands = [["recipes"], ["evaluate", str(tmp_path / "none")], ["recipes"]]
     monkeypatch.setattr("bivrec.cli.quickstart.commands", lambda folder: commands)
     result = CliRunner().invoke(main, ["quickstart", "--to", str(tmp_path / "q")])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: nothing to evaluate")
-    assert result.stdout.count("$ bivrec recipes list") == 1
+    assert result.stdout.count("$ bivrec recipes") == 1
 
 
 def test_a_folder_that_is_no_quickstart_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,9 +78,12 @@ def test_spectral_vectors_are_those_of_the_decomposition(size):
     np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=2e-3)
 
 
-def test_spectral_vectors_are_drawn_from_the_seed():
+def test_spectral_vectors_are_drawn_from_the_seed_alone():
     domain = StandIn(6, train=sequences_of([[1, 2, 3], [2, 3, 4], [5, 6], [1, 5]]))
-    assert spectral_vectors(domain, 3, 1).equal(spectral_vectors(domain, 3, 1))
+    torch.manual_seed(1)
+    first = spectral_vectors(domain, 3, 1)
+    torch.manual_seed(2)
+    assert spectral_vectors(domain, 3, 1).equal(first)
 
 
 @pytest.fixture(scope="module")

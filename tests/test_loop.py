@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,7 @@ def test_ctrl_c_of_a_command(source: Domain, tmp_path: Path) -> None:
     assert last.startswith("Error: interrupted at step ")
     assert complaint.endswith(f"go on with `bivrec pretrain --to {tmp_path / 'broken'} --resume`\n")
     broken = Run.open(tmp_path / "broken")
+    assert broken.info.command == shlex.join(["bivrec", *command])
     assert 10 <= broken.progress("last").step < 200
     straight = pretrain(source, tmp_path / "straight", broken.config)
     assert same(weights(straight), weights(resume(tmp_path / "broken")))
@@ -275,9 +277,7 @@ def scripted_recall(monkeypatch: pytest.MonkeyPatch, recalls: Sequence[float]) -
     script: Iterator[float] = iter(recalls)
 
     def evaluate_views(*arguments: Any, **options: Any) -> dict[str, EvaluationResult]:
-        result = EvaluationResult(
-            {"recall@20": next(script)}, {"recall@20": np.zeros(1)}, np.zeros((1, 20), np.int64), num_users=1, skipped=0
-        )
+        result = EvaluationResult({"recall@20": next(script)}, {"recall@20": np.zeros(1)}, np.zeros((1, 20), np.int64))
         return {"id": result}
 
     monkeypatch.setattr("bivrec.training.loop.evaluate_views", evaluate_views)

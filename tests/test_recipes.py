@@ -49,10 +49,6 @@ class TestRecipe:
         assert read_recipe(base, stage) == read_recipe(name)
 
 
-def test_list_is_the_same_as_no_command() -> None:
-    assert bivrec("recipes", "list").stdout == bivrec("recipes").stdout != ""
-
-
 def test_a_stage_may_be_left_out_where_one_has_the_name() -> None:
     assert bivrec("recipes", "show", "ml-1m").stdout == bivrec("recipes", "show", "pretrain/ml-1m").stdout != ""
     assert full_name("default", "finetune") == "finetune/default"

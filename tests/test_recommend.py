@@ -258,7 +258,7 @@ def test_without_timestamps_the_rows_are_in_order(
         out = tmp_path / f"{name}.parquet"
         result = bivrec("recommend", *model, "--history", history, *columns, "--to", out, "--k", 3)
         assert result.exit_code == 0, result.output
-        said = "" if times else f"{history}: no column timestamp: rows are taken as in order\n"
+        said = "" if times else f"Warning: {history}: no column timestamp: the rows are taken as in order\n"
         assert result.stderr == said
         lists.append(lists_of(read(out)))
     assert_same(*lists)

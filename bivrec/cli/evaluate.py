@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused
-from bivrec.cli.reports import mixture, p_table, results_table
+from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
+from bivrec.cli.reports import echo_evaluation
 from bivrec.config import FLOORS
 from bivrec.errors import BivrecError
 
@@ -145,7 +145,7 @@ def evaluate(
     if by_popularity:
         told["by_popularity"] = _by_popularity(rows, users, known, _leading(ks), tests)
     # Printed first, so that a full disk does not lose it.
-    click.echo(json.dumps(told)) if as_json else _echo_table(told)
+    click.echo(json.dumps(told)) if as_json else echo_evaluation(told)
     if per_user is not None:
         with new_folder(per_user) as staging:
             for name, row in rows.items():
@@ -163,7 +163,7 @@ def _known_to(domain: Domain, refits: Sequence[bool], floors: Sequence[str]) -> 
 
     if any(refits) and not all(refits):
         too = "; the floors know the training alone" if floors else ""
-        _warn(f"some models were trained on the validation too, which is a part of what they differ by{too}")
+        warn(f"some models were trained on the validation too, which is a part of what they differ by{too}")
     return RefitDomain(domain) if refits and all(refits) else domain
 
 
@@ -205,7 +205,7 @@ def _ranked(
             # Of all views of a Run it is one.
             if line and line not in told:
                 told.add(line)
-                _warn(line)
+                warn(line)
         result = rank(named.scorer, users, ks, remove_seen)
         yield _Row(named.name, result, {"kind": named.kind, **named.source}, named.id_weight)
 
@@ -219,11 +219,11 @@ def _listed(
     for path, name in zip(paths, _names_of_lists(paths), strict=True):
         lists = read_lists(path, domain, users)
         if not lists.ranked:
-            _warn(f"{path}: no column rank: the rows of a user are taken as in order, best first")
+            warn(f"{path}: no column rank: the rows of a user are taken as in order, best first")
         if missing := lists.num_missing:
-            _warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
+            warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
         if (longest := lists.items.shape[1]) < max(ks):
-            _warn(f"{path}: no list is longer than {longest}, of {max(ks)} items that are asked for")
+            warn(f"{path}: no list is longer than {longest}, of {max(ks)} items that are asked for")
         yield _Row(name, evaluate_lists(lists, users, ks, remove_seen), {"kind": "lists", "name": name})
 
 
@@ -271,55 +271,3 @@ def _p_values(
         for metric in next(iter(per_user.values()))
     }
     return {metric: {name: asdict(p) for name, p in of_rows.items()} for metric, of_rows in tests.items()}
-
-
-def _echo_table(told: Mapping[str, Any]) -> None:
-    from bivrec.data.info import LEAVE_ONE_OUT
-
-    one_target = told["protocol"] == LEAVE_ONE_OUT
-    metrics = [
-        metric
-        for metric in next(iter(told["results"].values()))
-        if not (one_target and metric.startswith(("hr@", "ndcg_hits@")))
-    ]
-    shown = {name: {metric: of_row[metric] for metric in metrics} for name, of_row in told["results"].items()}
-    click.echo(results_table(shown, "model"))
-    for name, weight in told["id_weights"].items():
-        click.echo(f"{name} = {mixture(weight)}")
-    skipped = f", {told['skipped_users']} with fewer than 2 items left out" if told["skipped_users"] else ""
-    click.echo(
-        f"{told['users']} {told['split']} users of {told['domain']} ({told['protocol']}){skipped}; "
-        f"{told['items']} items ranked"
-    )
-    click.echo(_protocol(told["remove_seen"], told["cold"]))
-    if one_target:
-        click.echo("with one target for each user hr is recall, and ndcg_hits is ndcg")
-    if "p_values" in told:
-        tests = {metric: told["p_values"][metric] for metric in metrics}
-        click.echo(p_table(list(told["results"]), tests, told["reference"]))
-    if "by_popularity" in told:
-        _echo_by_popularity(told["by_popularity"], told["reference"])
-
-
-def _echo_by_popularity(told: Mapping[str, Any], reference: str | None) -> None:
-    click.echo(f"\n{told['metric']} by how often the training users had the target:")
-    click.echo(results_table(told["results"], "model"))
-    counts = (f"{told['targets'][group]:,} ({users:,})" for group, users in told["users"].items())
-    click.echo(f"targets (users with any): {', '.join(counts)}")
-    if "p_values" in told:
-        click.echo(p_table(list(told["results"]), told["p_values"], reference))
-    k = told["metric"].partition("@")[2]
-    click.echo(f"\nshares of such items in the lists of {k}, and of the catalogue that is in any list:")
-    click.echo(results_table(told["recommended"], "model"))
-
-
-def _warn(line: str) -> None:
-    click.echo(f"Warning: {line}", err=True)
-
-
-def _protocol(remove_seen: bool, cold: int | None) -> str:
-    """What of the protocol the options say."""
-    seen = f"seen items {'removed' if remove_seen else 'kept'}"
-    if cold is None:
-        return seen
-    return f"{seen}; of each history {'the last item is' if cold == 1 else f'the last {cold} items are'} read"

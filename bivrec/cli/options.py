@@ -80,6 +80,11 @@ training_options = together(
 )
 
 
+def warn(line: str) -> None:
+    """Print a warning, beside what the command prints."""
+    click.echo(f"Warning: {line}", err=True)
+
+
 def check_destination(destination: str, overwrite: bool, pushing: Mapping[str, Any]) -> None:
     """Raise BivrecError if an option of the Hub (`pushing`) was given for a folder, or one of a folder for the Hub."""
     from bivrec.repository import is_repository

@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused
+from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused, together, warn
 from bivrec.cli.reports import echo_domain
 from bivrec.errors import BivrecError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bivrec.data.domain import Domain
     from bivrec.data.raw import RawData
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 images_option = click.option("--images", type=FOLDER, help="Folder or uncompressed tar of the item images.")
 keep_items_option = click.option(
     "--keep-items", is_flag=True,
@@ -69,24 +68,20 @@ def _open_domain(ctx: click.Context, parameter: click.Parameter, value: Path | s
         raise BivrecError(f"--without {fault}") from None
 
 
-def _domain_options(command: Command) -> Command:
-    for option in (
-        overwrite_option,
-        click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the split of the users."),
-        click.option("--split", callback=_split, metavar="SPLIT",
-                     help="TRAIN:VALIDATION:TEST, shares of the users. leave-one-out: the last interaction of each is "
-                     "the test target, the one before it the validation target. temporal, or temporal:8:1:1: targets "
-                     "are what came since two times, before which lie such shares of all interactions.  "
-                     "[default: 8:1:1]"),
-        click.option("--k-core", default=5, type=click.IntRange(0),
-                     help="Fewest interactions of every user and item that is kept (0: keep all)."),
-        click.option("--without", type=DOMAIN, callback=_open_domain,
-                     help="Leave out items that this Domain has, so that a tower trained on it meets none of them."),
-        name_option,
-        click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+_domain_options = together(
+    click.option("--to", required=True, type=FOLDER, metavar="DOMAIN", help="Folder to write."),
+    name_option,
+    click.option("--without", type=DOMAIN, callback=_open_domain,
+                 help="Leave out items that this Domain has, so that a tower trained on it meets none of them."),
+    click.option("--k-core", default=5, type=click.IntRange(0),
+                 help="Fewest interactions of every user and item that is kept (0: keep all)."),
+    click.option("--split", callback=_split, metavar="SPLIT",
+                 help="TRAIN:VALIDATION:TEST, shares of the users. leave-one-out: the last interaction of each is the "
+                 "test target, the one before it the validation target. temporal, or temporal:8:1:1: targets are what "
+                 "came since two times, before which lie such shares of all interactions.  [default: 8:1:1]"),
+    click.option("--seed", default=0, type=click.IntRange(0), help="Seed of the split of the users."),
+    overwrite_option,
+)  # fmt: skip
 
 
 @prepare.command()
@@ -266,7 +261,7 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
     echo_domain(domain, _not_listed(domain, raw))
     if lost:
         command = f"bivrec encode {shlex.quote(str(to))}"
-        click.echo(f"Warning: the replaced Domain had {lost} features; run `{command}` again", err=True)
+        warn(f"the replaced Domain had {lost} features; run `{command}` again")
 
 
 def _not_listed(domain: Domain, raw: RawData) -> str | None:

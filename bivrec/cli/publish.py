@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bivrec.cli.options import FOLDER, check_destination, echo_preview, hub_options, overwrite_option
+from bivrec.cli.options import FOLDER, check_destination, echo_preview, hub_options, overwrite_option, warn
 from bivrec.errors import BivrecError
 
 
@@ -31,11 +31,11 @@ def publish(run: Path, destination: str, kind: str | None, dry_run: bool, overwr
     check_destination(destination, overwrite, pushing)
     opened = Run.open(run)
     if line := opened.unfinished():
-        click.echo(f"Warning: {line}", err=True)
+        warn(line)
     try:
         opened.open_domain()
     except BivrecError as fault:
-        click.echo(f"Warning: the card has no floors, and of a tower no results, to compare with: {fault}", err=True)
+        warn(f"the card has no floors, and of a tower no results, to compare with: {fault}")
     if dry_run:
         echo_preview(*hub.preview(opened, destination, kind))
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, check_destination, echo_preview, hub_options, overwrite_option
+from bivrec.cli.options import DOMAIN, check_destination, echo_preview, hub_options, overwrite_option, warn
 
 
 @click.command("publish-domain")
@@ -32,7 +32,7 @@ def publish_domain(domain: Path | str, destination: str, dry_run: bool, overwrit
     restricted = terms_of(opened.info.source, opened.name).restricted
     if restricted and is_repository(destination):
         advice = "be sure that you may" if pushing["private"] else "be sure that you may, or keep it --private"
-        click.echo(f"Warning: {restricted}; {advice}", err=True)
+        warn(f"{restricted}; {advice}")
     if dry_run:
         echo_preview(*domain_hub.preview(opened, destination))
         return

@@ -12,17 +12,11 @@ from bivrec.errors import BivrecError
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
     """List the recipes that ship with bivrec; `show NAME` prints one."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_recipes)
-
-
-@recipes.command("list")
-def list_recipes() -> None:
-    """List the recipes."""
     from bivrec.recipes import read_recipe, recipe_names
 
-    for name in recipe_names():
-        click.echo(f"{name:<24} {read_recipe(name).get('description', '')}")
+    if ctx.invoked_subcommand is None:
+        for name in recipe_names():
+            click.echo(f"{name:<24} {read_recipe(name).get('description', '')}")
 
 
 @recipes.command()

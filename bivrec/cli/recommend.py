@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused
+from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def recommend(
     allowed = _allowed(opened, only, str(columns["item_column"])) if only else None
     model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
     for line in model.warnings:
-        click.echo(f"Warning: {line}", err=True)
+        warn(line)
     titles = titles or to is None
     tables = ranked(
         opened, model.scorer, users, k, remove_seen=remove_seen, allowed=allowed, titles=titles, because=because
@@ -120,13 +120,12 @@ def _users(
     names = {option.removesuffix("_column"): column for option, column in columns.items() if column is not None}
     read = read_histories(history, domain, Columns(**names), timed="timestamp" in names)
     if read.unknown_items:
-        click.echo(
-            f"Warning: {read.unknown_item}; left out {read.unknown_items:,} such interactions, and "
-            f"{read.unknown_users:,} users who have no others",
-            err=True,
+        warn(
+            f"{read.unknown_item}; left out {read.unknown_items:,} such interactions, and {read.unknown_users:,} users "
+            "who have no others"
         )
     if not read.timed and read.users.lengths.max() > 1:
-        click.echo(f"{history}: no column {Columns.timestamp}: rows are taken as in order", err=True)
+        warn(f"{history}: no column {Columns.timestamp}: the rows are taken as in order")
     return find_users([read.users], user_ids, str(history)) if user_ids else read.users
 
 
@@ -146,9 +145,7 @@ def _allowed(domain: Domain, path: Path, column: str) -> Tensor:
         )
     if unknown.any():
         example = ids[int(unknown.nonzero()[0])]
-        click.echo(
-            f"Warning: {path}: {int(unknown.sum()):,} items, such as '{example}', are not in {domain.name}", err=True
-        )
+        warn(f"{path}: {int(unknown.sum()):,} items, such as '{example}', are not in {domain.name}")
     allowed = torch.zeros(domain.num_items + 1, dtype=torch.bool)
     allowed[indices[~unknown]] = True
     return allowed

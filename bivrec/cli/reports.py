@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.data.info import USER_SPLIT
+from bivrec.data.info import LEAVE_ONE_OUT, USER_SPLIT
 
 if TYPE_CHECKING:
     from bivrec.data.domain import Domain
@@ -135,6 +135,53 @@ def echo_views(results: Mapping[str, Mapping[str, float]], id_weight: float | No
     click.echo(results_table(of_k))
     if id_weight is not None:
         click.echo(f"both = {mixture(id_weight)}")
+
+
+def echo_evaluation(told: Mapping[str, Any]) -> None:
+    """Print what `bivrec evaluate --json` tells as tables."""
+    one_target = told["protocol"] == LEAVE_ONE_OUT
+    metrics = [
+        metric
+        for metric in next(iter(told["results"].values()))
+        if not (one_target and metric.startswith(("hr@", "ndcg_hits@")))
+    ]
+    shown = {name: {metric: of_row[metric] for metric in metrics} for name, of_row in told["results"].items()}
+    click.echo(results_table(shown, "model"))
+    for name, weight in told["id_weights"].items():
+        click.echo(f"{name} = {mixture(weight)}")
+    skipped = f", {told['skipped_users']} with fewer than 2 items left out" if told["skipped_users"] else ""
+    click.echo(
+        f"{told['users']} {told['split']} users of {told['domain']} ({told['protocol']}){skipped}; "
+        f"{told['items']} items ranked"
+    )
+    click.echo(_protocol(told["remove_seen"], told["cold"]))
+    if one_target:
+        click.echo("with one target for each user hr is recall, and ndcg_hits is ndcg")
+    if "p_values" in told:
+        tests = {metric: told["p_values"][metric] for metric in metrics}
+        click.echo(p_table(list(told["results"]), tests, told["reference"]))
+    if "by_popularity" in told:
+        _echo_by_popularity(told["by_popularity"], told["reference"])
+
+
+def _echo_by_popularity(told: Mapping[str, Any], reference: str | None) -> None:
+    click.echo(f"\n{told['metric']} by how often the training users had the target:")
+    click.echo(results_table(told["results"], "model"))
+    counts = (f"{told['targets'][group]:,} ({users:,})" for group, users in told["users"].items())
+    click.echo(f"targets (users with any): {', '.join(counts)}")
+    if "p_values" in told:
+        click.echo(p_table(list(told["results"]), told["p_values"], reference))
+    k = told["metric"].partition("@")[2]
+    click.echo(f"\nshares of such items in the lists of {k}, and of the catalogue that is in any list:")
+    click.echo(results_table(told["recommended"], "model"))
+
+
+def _protocol(remove_seen: bool, cold: int | None) -> str:
+    """What of the protocol the options say."""
+    seen = f"seen items {'removed' if remove_seen else 'kept'}"
+    if cold is None:
+        return seen
+    return f"{seen}; of each history {'the last item is' if cold == 1 else f'the last {cold} items are'} read"
 
 
 def mixture(id_weight: float) -> str:

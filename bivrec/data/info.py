@@ -39,7 +39,7 @@ class FeatureSpec:
     """How the features of one modality were made; towers only accept features with an equal specification."""
 
     encoder: str
-    """Model id, or `hashing`, `descriptor`, `file`."""
+    """Model id, name of a local folder, or `hashing`, `descriptor`, `file`."""
     revision: str | None
     dimension: int
     pooling: str

@@ -93,8 +93,6 @@ class EvaluationResult:
     """{"recall@20": [num_users], ...} in the order of the EvaluationUsers."""
     recommended: npt.NDArray[np.int64]
     """[num_users, longest k, at most all items]: the lists that were compared, best first; 0 where a list ended."""
-    num_users: int
-    skipped: int
 
 
 @torch.no_grad()
@@ -286,7 +284,7 @@ def compare_with_targets(
     """Metrics of lists [U, L] of item indices, best first, filled up with 0; behind L nothing is found."""
     per_user = ranking_metrics(*find_hits(recommended, *users.targets()), ks)
     means = {name: float(values.mean()) for name, values in per_user.items()}
-    return EvaluationResult(means, per_user, recommended, num_users=len(users), skipped=users.skipped)
+    return EvaluationResult(means, per_user, recommended)
 
 
 def write_per_user(path: Path, users: EvaluationUsers, result: EvaluationResult) -> None:

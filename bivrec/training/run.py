@@ -3,7 +3,7 @@
 run.json           RunInfo: the configuration and where everything came from
 items.json         ids of the catalogue, in the order of the item indices
 metrics.jsonl      one line per report: training losses, and the validation metrics of each view
-best.safetensors   weights with the best validation recall
+best.safetensors   weights with the best validation recall; of a refit the last ones
 last.safetensors   weights and optimiser state, to resume from
 results.json       metrics of the best weights on the test users, written at the end
 """
