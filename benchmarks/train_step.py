@@ -34,10 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.peers import comirec_step, recbole_step
 from benchmarks.plain import PlainModel
 from benchmarks.report import json_option, report, small_option
+from benchmarks.sampling import random_sequences
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
-from bivrec.data.sequences import Sequences
 from bivrec.memory import keep_freed_memory
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.training.candidates import CandidateSampler
@@ -98,12 +98,8 @@ class Input:
     """Batches of random sequences, with the time that they take counted apart."""
 
     def __init__(self, config: Config, num_items: int, mean_length: int) -> None:
-        random = np.random.default_rng(0)
-        lengths = np.maximum(2, random.geometric(1 / mean_length, NUM_USERS))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        items = random.integers(1, num_items + 1, offsets[-1], dtype=np.int32)
         self._sampler = BatchSampler(
-            Sequences(offsets, items, np.zeros(0, np.int64), []),
+            random_sequences(NUM_USERS, num_items, mean_length),
             batch_size=config.training.batch_size,
             max_history=config.model.max_history,
             whole_history=False,

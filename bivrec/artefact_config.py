@@ -14,7 +14,7 @@ from bivrec.config import MODALITIES, VIEWS, ModelConfig, model_config_from_dict
 from bivrec.data.info import PROTOCOLS, FeatureSpec, feature_spec
 from bivrec.data.sketch import SKETCH_SIZE
 from bivrec.errors import BivrecError
-from bivrec.files import read_json
+from bivrec.files import check_format, read_json
 from bivrec.results import Results, checked_results
 
 FORMAT_VERSION = 1
@@ -60,11 +60,7 @@ def read_config(path: Path, source: str) -> ArtefactConfig:
     values = _read(path, source)
     if not isinstance(values, dict) or values.get("model_type") not in (TOWER_TYPE, JOINT_TYPE):
         raise BivrecError(f"{source}: not a model of bivrec; publish one with `bivrec publish`")
-    if values.get("format_version") != FORMAT_VERSION:
-        raise BivrecError(
-            f"{source}: format version {values.get('format_version')}, this bivrec reads {FORMAT_VERSION}; "
-            "upgrade bivrec"
-        )
+    check_format(values, FORMAT_VERSION, source, "publish the model again")
     names = {field.name for field in dataclasses.fields(ArtefactConfig)}
     if values.keys() - {"format_version"} != names:
         differing = sorted((values.keys() - {"format_version"}) ^ names)

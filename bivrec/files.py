@@ -146,6 +146,14 @@ def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)]
 
 
+def check_format(values: object, version: int, source: str, remedy: str) -> None:
+    """Raise BivrecError unless the content of a JSON file, `source`, is an object of this format version."""
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if found != version:
+        advice = "upgrade bivrec" if isinstance(found, int) and found > version else remedy
+        raise BivrecError(f"{source}: format version {found}, this bivrec reads {version}; {advice}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with new_file(path) as staging:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.config import FLOORS
-from bivrec.errors import BivrecError
+from bivrec.errors import BivrecError, not_installed
 from bivrec.files import check_new_file, new_file
 from bivrec.training.run import Run
 
@@ -107,5 +107,5 @@ def load_pyplot() -> Any:
         matplotlib.use("agg")
         from matplotlib import pyplot
     except ImportError:
-        raise BivrecError('matplotlib is not installed; run `pip install "bivrec[plots]"`') from None
+        raise not_installed("matplotlib", "plots") from None
     return pyplot

@@ -19,6 +19,7 @@ from bivrec.cli import main
 from bivrec.config import Config, config_from_dict
 from bivrec.data.batches import BatchSampler
 from bivrec.data.domain import Domain
+from bivrec.data.raw import RawData
 from bivrec.data.sketch import item_sketch
 from bivrec.features.encode import encode_images, encode_texts, store
 from bivrec.features.image import DescriptorImageEncoder
@@ -142,6 +143,12 @@ def succeed(*arguments: object) -> str:
     result = bivrec(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def as_rows(raw: RawData) -> list[tuple[str, str, int]]:
+    """Interactions as users, items and times."""
+    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
+    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
 
 
 def write_shop(folder: Path, interactions: Sequence[tuple[str, str, int]], titles: Sequence[tuple[str, str]]) -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from stages import as_rows
 
 from bivrec.data.amazon import read_amazon
 from bivrec.errors import BivrecError
@@ -46,11 +47,6 @@ def lines(path, rows, write=json.dumps):
     content = "".join(write(row) + "\n" for row in rows).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
-
-
-def as_rows(raw):
-    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
-    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -504,7 +504,7 @@ def test_a_library_that_is_missing_is_told_before_the_training(monkeypatch: pyte
     check_libraries(LIBRARIES)
     monkeypatch.setitem(sys.modules, "tabulate", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tabulate" else object())
-    with pytest.raises(BivrecError, match="tabulate: not installed; run `pip install"):
+    with pytest.raises(BivrecError, match="tabulate is not installed; run `pip install"):
         check_libraries(LIBRARIES)
 
 

@@ -213,7 +213,7 @@ def test_not_a_domain(tmp_path):
 def test_newer_format(domain):
     values = json.loads((domain.path / "domain.json").read_text())
     (domain.path / "domain.json").write_text(json.dumps(values | {"format_version": 2}))
-    with pytest.raises(BivrecError, match="format version 2 is newer than 1"):
+    with pytest.raises(BivrecError, match="format version 2, this bivrec reads 1; upgrade bivrec"):
         Domain.open(domain.path)
 
 

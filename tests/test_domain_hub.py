@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 from huggingface_hub import DatasetCard
-from stages import bivrec, in_subprocess, settings
+from stages import bivrec, in_subprocess, settings, succeed
 
 from bivrec.data.domain import Domain, write_domain
 from bivrec.data.info import SPLITS
@@ -35,12 +35,6 @@ for split, rows in load_dataset(name).items():
 items = load_dataset(name, "items", split="items")
 print(json.dumps({"users": users, "items": items.to_list(), "columns": str(items.features)}))
 """
-
-
-def run(*arguments: object) -> str:
-    result = bivrec(*arguments)
-    assert result.exit_code == 0, result.output
-    return str(result.stdout)
 
 
 def fault(*arguments: object) -> str:
@@ -69,7 +63,7 @@ def content(domain: Domain) -> dict[str, Any]:
 
 
 def test_it_comes_back_bit_for_bit(hub: HubServer, source: Domain) -> None:
-    run("publish-domain", source.path, "--to", "org/shop")
+    succeed("publish-domain", source.path, "--to", "org/shop")
     opened = Domain.open("hub:org/shop")
     opened.verify()
     assert opened.info.files == source.info.files
@@ -86,20 +80,20 @@ def test_it_comes_back_bit_for_bit(hub: HubServer, source: Domain) -> None:
 
 
 def test_evaluations_are_those_of_the_original(hub: HubServer, source: Domain, pretrained: Run) -> None:
-    run("publish-domain", source.path, "--to", "org/shop")
+    succeed("publish-domain", source.path, "--to", "org/shop")
     options = ("--run", pretrained.path, "--floor", "item-knn", "--json")
-    assert run("evaluate", "hub:org/shop", *options) == run("evaluate", source.path, *options)
+    assert succeed("evaluate", "hub:org/shop", *options) == succeed("evaluate", source.path, *options)
 
 
 def test_datasets_reads_the_repository(hub: HubServer, source: Domain, tmp_path: Path) -> None:
-    run("publish-domain", source.path, "--to", "org/shop", "--private")
+    succeed("publish-domain", source.path, "--to", "org/shop", "--private")
     loaded = in_subprocess("-c", LOAD, "org/shop", cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout) == content(source)
 
 
 def test_datasets_reads_the_folder(source: Domain, tmp_path: Path) -> None:
-    run("publish-domain", source.path, "--to", tmp_path / "shop")
+    succeed("publish-domain", source.path, "--to", tmp_path / "shop")
     loaded = in_subprocess("-c", LOAD, tmp_path / "shop", env={**os.environ, "HF_HOME": str(tmp_path / "hf")})
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout) == content(source)
@@ -114,7 +108,7 @@ def test_datasets_reads_a_domain_that_lacks_a_split(small_domain: Domain, tmp_pa
     info = dataclasses.replace(small_domain.info, users=counts[0], interactions=counts[1])
     (tmp_path / "domain").mkdir()
     write_domain(tmp_path / "domain", info, sequences, small_domain.item_table().data.table)
-    run("publish-domain", tmp_path / "domain", "--to", tmp_path / "shop")
+    succeed("publish-domain", tmp_path / "domain", "--to", tmp_path / "shop")
     loaded = in_subprocess("-c", LOAD, tmp_path / "shop", env={**os.environ, "HF_HOME": str(tmp_path / "hf")})
     assert loaded.returncode == 0, loaded.stderr
     expected = content(Domain.open(tmp_path / "domain"))
@@ -123,7 +117,7 @@ def test_datasets_reads_a_domain_that_lacks_a_split(small_domain: Domain, tmp_pa
 
 
 def test_the_card_is_there(hub: HubServer, source: Domain) -> None:
-    run("publish-domain", source.path, "--to", "org/shop", "--message", "first", "--tag", "v1")
+    succeed("publish-domain", source.path, "--to", "org/shop", "--message", "first", "--tag", "v1")
     card = DatasetCard.load("org/shop")
     assert [entry["config_name"] for entry in card.data.to_dict()["configs"]] == ["sequences", "items"]
     repository = hub.repository("org/shop", "dataset")
@@ -164,20 +158,20 @@ def test_a_run_names_the_commit_and_resumes_from_it(
     publish_domain(source, "org/shop")
     commit = hub.repository("org/shop", "dataset").branches["main"]
     steps = settings(training={"steps": 2})
-    run("pretrain", "hub:org/shop", "--to", tmp_path / "run", *steps)
+    succeed("pretrain", "hub:org/shop", "--to", tmp_path / "run", *steps)
     publish_domain(target, "org/shop")
     assert Run.open(tmp_path / "run").info.domain["path"] == f"hub:org/shop@{commit}"
     assert "not on those of hub:org/shop@" in fault("evaluate", "hub:org/shop", "--run", tmp_path / "run")
     offline()
     assert Run.open(tmp_path / "run").open_domain().item_ids() == source.item_ids()
-    run("pretrain", "--to", tmp_path / "run", "--resume")
-    run("evaluate", f"hub:org/shop@{commit}", "--run", tmp_path / "run")
+    succeed("pretrain", "--to", tmp_path / "run", "--resume")
+    succeed("evaluate", f"hub:org/shop@{commit}", "--run", tmp_path / "run")
 
 
 def test_a_tower_of_it_names_it(hub: HubServer, source: Domain, tmp_path: Path) -> None:
     publish_domain(source, "org/shop")
-    run("pretrain", "hub:org/shop", "--to", tmp_path / "run", *settings(training={"steps": 1}))
-    run("publish", tmp_path / "run", "--to", tmp_path / "tower")
+    succeed("pretrain", "hub:org/shop", "--to", tmp_path / "run", *settings(training={"steps": 1}))
+    succeed("publish", tmp_path / "run", "--to", tmp_path / "tower")
     card = (tmp_path / "tower" / "README.md").read_text()
     assert "\ndatasets:\n- org/shop\n" in card
     assert hub.repository("org/shop", "dataset").branches["main"] in card
@@ -196,7 +190,7 @@ def test_nothing_of_the_machine_is_published(hub: HubServer, source: Domain) -> 
 
 
 def test_a_dry_run_shows_what_would_be_published(hub: HubServer, source: Domain) -> None:
-    listing, _, card = run("publish-domain", source.path, "--to", "org/shop", "--dry-run").partition("\n\n")
+    listing, _, card = succeed("publish-domain", source.path, "--to", "org/shop", "--dry-run").partition("\n\n")
     assert hub.requests == []
     sizes = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in listing.splitlines()}
     publish_domain(source, "org/shop")
@@ -247,7 +241,7 @@ def test_the_copy_that_the_error_names_can_be_changed(hub: HubServer, small_doma
     program, *arguments = command.split()
     assert program == "hf"
     assert in_subprocess("-m", "huggingface_hub.cli.hf", *arguments).returncode == 0
-    run("encode", tmp_path / "copy", "--text", "hashing")
+    succeed("encode", tmp_path / "copy", "--text", "hashing")
     assert set(Domain.open(tmp_path / "copy").info.features) == {"text"}
 
 
@@ -299,7 +293,7 @@ def test_options_of_the_hub_are_not_for_folders(source: Domain, tmp_path: Path) 
 
 def test_a_pull_request(hub: HubServer, source: Domain, target: Domain) -> None:
     publish_domain(source, "org/shop")
-    printed = run("publish-domain", target.path, "--to", "org/shop", "--create-pr")
+    printed = succeed("publish-domain", target.path, "--to", "org/shop", "--create-pr")
     assert "/discussions/1" in printed
     assert Domain.open("hub:org/shop").item_ids() == source.item_ids()
     assert Domain.open("hub:org/shop@refs/pr/1").item_ids() == target.item_ids()
@@ -310,5 +304,5 @@ def test_an_edited_card_is_kept(hub: HubServer, source: Domain) -> None:
     hub.commit("org/shop", {"README.md": b"by hand"}, kind="dataset")
     assert "--overwrite-card" in fault("publish-domain", source.path, "--to", "org/shop")
     assert hub.files("org/shop", kind="dataset")["README.md"] == b"by hand"
-    run("publish-domain", source.path, "--to", "org/shop", "--overwrite-card")
+    succeed("publish-domain", source.path, "--to", "org/shop", "--overwrite-card")
     assert DatasetCard.load("org/shop").data.pretty_name == "source"

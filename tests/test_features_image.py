@@ -67,5 +67,5 @@ def test_descriptor_tells_colour_and_texture_apart():
 
 def test_pillow_is_named_when_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(BivrecError, match=r'pillow is not installed.*pip install "bivrec\[encoders\]"'):
+    with pytest.raises(BivrecError, match=r'pillow is not installed.*pip install "bivrec\[images\]"'):
         ImageFiles(tmp_path)

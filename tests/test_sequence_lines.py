@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stages import bivrec, succeed
+from stages import as_rows, bivrec, succeed
 
 from bivrec.data.domain import Domain
-from bivrec.data.raw import RawData
 from bivrec.data.sequence_lines import read_sequence_lines
 from bivrec.errors import BivrecError
 
@@ -21,11 +20,6 @@ def write(folder: Path, lines: str = LINES, attributes: Any = ATTRIBUTES) -> tup
     (folder / "set.txt").write_text(lines, encoding="utf-8")
     (folder / "set.json").write_text(json.dumps(attributes), encoding="utf-8")
     return folder / "set.txt", folder / "set.json"
-
-
-def as_rows(raw: RawData) -> list[tuple[str, str, int]]:
-    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
-    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
 
 
 def test_the_rank_is_the_time(tmp_path: Path) -> None:

@@ -10,16 +10,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from stages import as_rows
 
 from bivrec.data.images import find_images
 from bivrec.data.prepare import prepare
 from bivrec.data.tables import Columns, read_tables
 from bivrec.errors import BivrecError
-
-
-def as_rows(raw):
-    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
-    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
 
 
 def write(table, path):

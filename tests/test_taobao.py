@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from stages import as_rows
 
 from bivrec.cli import main
 from bivrec.data.domain import Domain
@@ -31,11 +32,6 @@ def write(folder: Path, content: str) -> Path:
     path = folder / FILE
     path.write_text(content)
     return path
-
-
-def as_rows(raw):
-    users, items = raw.user_ids.to_pylist(), raw.item_ids.to_pylist()
-    return [(users[u], items[i], int(t)) for u, i, t in zip(raw.users, raw.items, raw.timestamps, strict=True)]
 
 
 def test_clicks_of_the_nine_days_are_interactions(tmp_path: Path) -> None:

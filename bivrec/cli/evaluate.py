@@ -15,6 +15,7 @@ import click
 from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
 from bivrec.cli.reports import echo_evaluation
 from bivrec.config import FLOORS
+from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ LENGTH = click.IntRange(1, 1 << 31)
               help="Ranked lists of another program, a table of user_id, item_id and rank; repeatable.")  # fmt: skip
 @click.option("--zero-shot", is_flag=True, help="Use the tower alone on a DOMAIN that it was not trained on.")
 @click.option("--view", type=click.Choice(["id", "mm", "both", "all"]), default="all", help="View of the models.")
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", help="Users to ask.")
+@click.option("--split", type=click.Choice(SPLITS), default="test", help="Users to ask.")
 @click.option("--k", "ks", type=LENGTH, multiple=True, default=(20,), help="List length; repeatable.")
 @click.option("--remove-seen", is_flag=True, help="Never recommend an item of the user's history.")
 @click.option("--cold", type=LENGTH, help="Keep only the last N items of each history.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
+from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from bivrec.data.domain import Domain
     from bivrec.data.sequences import Sequences
 
-SPLIT_CHOICES = ("train", "validation", "test")
 RECENT = 10
 """Items of a history that are printed."""
 
@@ -35,7 +35,7 @@ RECENT = 10
 @click.option("--user", "user_ids", metavar="ID", multiple=True,
               help="Only this user, of whatever split; repeatable. Without --to, the list is printed, as "
                    "that of a history with one user is.")  # fmt: skip
-@click.option("--split", type=click.Choice(SPLIT_CHOICES), help="Users of DOMAIN, whole sequences.  [default: test]")
+@click.option("--split", type=click.Choice(SPLITS), help="Users of DOMAIN, whole sequences.  [default: test]")
 @click.option("--history", type=FOLDER, metavar="FILE",
               help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
 @click.option("--user-column", default="user_id", help="User ids, in the history.")

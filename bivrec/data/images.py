@@ -45,13 +45,18 @@ def _image_files(source: Path) -> list[str]:
     if source.is_dir():
         files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
     else:
-        try:
-            with tarfile.open(source, "r:") as archive:
-                files = [member.name.removeprefix("./") for member in archive if member.isfile()]
-        except FileNotFoundError:
-            raise BivrecError(f"{source}: no such folder or tar of images; check --images") from None
-        except (tarfile.TarError, OSError) as fault:
-            raise BivrecError(
-                f"{source}: not an uncompressed tar ({fault}); give a folder or a .tar of images"
-            ) from None
+        archive, members = open_tar(source)
+        archive.close()
+        files = list(members)
     return sorted(file for file in files if PurePosixPath(file).suffix.lower() in SUFFIXES)
+
+
+def open_tar(source: Path) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+    """An uncompressed tar and its files by their names. Raises BivrecError if it is none."""
+    try:
+        archive = tarfile.open(source, "r:")  # noqa: SIM115 - for the caller to close
+        return archive, {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+    except FileNotFoundError:
+        raise BivrecError(f"{source}: no such folder or tar of images; give the right one with --images") from None
+    except (tarfile.TarError, OSError) as fault:
+        raise BivrecError(f"{source}: not an uncompressed tar ({fault}); give a folder or a .tar of images") from None

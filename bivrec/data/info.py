@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.errors import BivrecError
-from bivrec.files import read_json, write_json
+from bivrec.files import check_format, read_json, write_json
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -113,14 +113,7 @@ def check_name(name: str, source: str) -> None:
 def read_info(path: Path) -> DomainInfo:
     """Read domain.json. Raises BivrecError if it is of a newer format or damaged."""
     values = read_json(path)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if not isinstance(version, int):
-        raise BivrecError(f"{path}: no format_version; the file does not describe a Domain, prepare it again")
-    if version > FORMAT_VERSION:
-        raise BivrecError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that this bivrec reads; "
-            "upgrade bivrec or prepare the Domain again"
-        )
+    check_format(values, FORMAT_VERSION, str(path), "prepare the Domain again")
     try:
         values["features"] = {name: feature_spec(spec, f"{path}: {name}") for name, spec in values["features"].items()}
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}

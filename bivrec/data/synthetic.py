@@ -30,7 +30,7 @@ from bivrec.data.info import INFO_FILE
 from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.data.stretches import places_of
-from bivrec.errors import BivrecError
+from bivrec.errors import BivrecError, not_installed
 from bivrec.files import new_folder
 
 NUM_INTERESTS = 3
@@ -209,7 +209,7 @@ def _draw_image(topic: int, topics: int, random: np.random.Generator) -> bytes:
     try:
         from PIL import Image, ImageDraw
     except ImportError:
-        raise BivrecError("drawing images needs Pillow; pip install 'bivrec[images]', or pass --no-images") from None
+        raise BivrecError(f"{not_installed('pillow', 'images')}, or pass --no-images") from None
     hue = (topic + random.uniform(-0.3, 0.3)) / topics
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), _colour(hue, 0.3, random.uniform(0.3, 0.5)))
     canvas = ImageDraw.Draw(image)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bivrec.errors import BivrecError
-from bivrec.features.pretrained import INSTALL, default_device, load_pretrained, trial
+from bivrec.data.images import open_tar
+from bivrec.errors import BivrecError, not_installed
+from bivrec.features.pretrained import default_device, load_pretrained, trial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +27,7 @@ class ImageFiles:
         self._pil = _pillow()
         self._folder = source if source.is_dir() else None
         if self._folder is None:
-            self._members = self._index(source)
+            self._tar, self._members = open_tar(source)
 
     def read(self, name: str) -> Image | None:
         """The RGB image, or None if there is no such file or it cannot be decoded."""
@@ -38,17 +38,6 @@ class ImageFiles:
         except (OSError, KeyError, ValueError, SyntaxError, self._pil.DecompressionBombError):
             return None
         return image
-
-    def _index(self, source: Path) -> dict[str, tarfile.TarInfo]:
-        try:
-            self._tar = tarfile.open(source, "r:")  # noqa: SIM115 - read from until the process ends
-            return {member.name.removeprefix("./"): member for member in self._tar if member.isfile()}
-        except FileNotFoundError:
-            raise BivrecError(f"{source}: no such folder or tar of images; give the right one with --images") from None
-        except (tarfile.TarError, OSError) as fault:
-            raise BivrecError(
-                f"{source}: not an uncompressed tar ({fault}); give a folder or a .tar of images"
-            ) from None
 
     def _read_member(self, name: str) -> bytes:
         stream = self._tar.extractfile(self._members[name])
@@ -119,5 +108,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise BivrecError(f"the package pillow is not installed; {INSTALL}") from None
+        raise not_installed("pillow", "images") from None
     return Image

@@ -13,12 +13,10 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from bivrec.errors import BivrecError
+from bivrec.errors import BivrecError, not_installed
 
 LOCAL_REVISION = "sha256:"
 """A revision that begins so is the checksum of a local folder's weights, or of a feature file."""
-
-INSTALL = 'install it with: pip install "bivrec[encoders]"'
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise BivrecError(f"the package transformers is not installed; {INSTALL}") from None
+        raise not_installed("transformers", "encoders") from None
     return transformers
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bivrec.config import Config, config_from_dict
+from bivrec.config import VIEWS, Config, config_from_dict
 from bivrec.data.domain import Domain
 from bivrec.data.sketch import item_sketch, share_known
 from bivrec.errors import BivrecError
@@ -20,7 +20,7 @@ from bivrec.studies.plots import plot_heat_maps, plot_interests, plot_lines, plo
 from bivrec.studies.study import Entry, Overrides, Place, Study, Training, lay_over
 from bivrec.studies.systems import SYSTEMS
 
-VIEWS = ("id", "mm", "both")
+RANKED_VIEWS = (*VIEWS, "both")
 
 ABLATION: dict[str, Overrides] = {
     "full": {},
@@ -29,7 +29,7 @@ ABLATION: dict[str, Overrides] = {
     "w/o cluster attention": {"model": {"num_interests": [1], "interests_per_item": 1}},
     "w/o allocation loss": {"objective": {"allocation_weight": 0.0}},
 }
-_ABLATED = (("pure-id", "id"), ("pure-mm", "mm"), *(("bivrec", view) for view in VIEWS))
+_ABLATED = (("pure-id", "id"), ("pure-mm", "mm"), *(("bivrec", view) for view in RANKED_VIEWS))
 MODALITIES = {"text": ["text"], "image": ["image"], "text + image": ["text", "image"]}
 _ZERO_SHOT: tuple[tuple[str, str, Sequence[str], str], ...] = (
     ("comirec-sa", "", (), "ComiRec-SA+"),
@@ -76,7 +76,7 @@ def modalities(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
                 notes.append(f"{name}: left out on {domain.name}, which has no {absent} features.")
                 continue
             training = _variant(domain, "bivrec", name.replace(" ", ""), {"model": {"modalities": read}})
-            entries += [Entry(name, domain, training, view, group=view) for view in VIEWS]
+            entries += [Entry(name, domain, training, view, group=view) for view in RANKED_VIEWS]
     if not entries:
         told = " and ".join(domain.location for domain in domains)
         raise BivrecError(f"modalities: no features in {told}; make them with `bivrec encode`")
@@ -100,7 +100,7 @@ def noise(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     for domain, share in itertools.product(domains, NOISE):
         training = _variant(domain, "bivrec", f"noise-{share:g}" if share else "", {}, noise=share)
         percent = f"{100 * share:g}"
-        for view in VIEWS:
+        for view in RANKED_VIEWS:
             place = Place(view, percent)
             entries.append(Entry(f"{percent} % noise", domain, training, view, group=view, place=place))
     note = "Noise replaces items of the training sequences, histories and targets alike, by others drawn uniformly."
@@ -113,7 +113,7 @@ def cold_start(domains: Sequence[Domain], recipe: Mapping[str, Any]) -> Study:
     for domain in domains:
         floors = ("popularity", "item-knn", *(("content-knn",) if domain.info.features else ()))
         systems: list[tuple[str, str | Training, str]] = [(floor, floor, "") for floor in floors]
-        systems += [(f"bivrec {view}", _variant(domain, "bivrec"), view) for view in VIEWS]
+        systems += [(f"bivrec {view}", _variant(domain, "bivrec"), view) for view in RANKED_VIEWS]
         systems += [("pure-id", _variant(domain, "pure-id"), "id")]
         for last, (name, ranked_by, view) in itertools.product(LAST, systems):
             read = "whole histories" if last is None else f"last {last} of the history"

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from bivrec.errors import BivrecError
-
-PerUser = npt.NDArray[np.float64]
+from bivrec.errors import not_installed
+from bivrec.evaluation.metrics import PerUser
 
 RESAMPLES = 10_000
 _DRAWS_AT_ONCE = 2**24
@@ -29,7 +27,7 @@ def check_libraries(names: Sequence[str]) -> None:
     """Raise BivrecError if a library of comparisons is missing: better before the work than after."""
     absent = [name for name in names if importlib.util.find_spec(name) is None]
     if absent:
-        raise BivrecError(f'{" and ".join(absent)}: not installed; run `pip install "bivrec[compare]"`')
+        raise not_installed(" and ".join(absent), "compare")
 
 
 def paired_tests(

@@ -17,6 +17,7 @@ from bivrec.data.noise import noisy_copy
 from bivrec.data.refit import RefitDomain
 from bivrec.device import own_device
 from bivrec.errors import BivrecError
+from bivrec.evaluation.metrics import PerUser
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.ranking import EvaluationResult, Scorer, evaluate
 from bivrec.evaluation.scorer import ModelScorer
@@ -28,7 +29,6 @@ from bivrec.scorers import named_scorers
 from bivrec.studies.jobs import Job, check_kept, is_finished, run_jobs
 from bivrec.training.run import Run
 
-PerUser = npt.NDArray[np.float64]
 PerSeed = npt.NDArray[np.float64]
 Overrides = Mapping[str, Mapping[str, Any]]
 

@@ -23,7 +23,7 @@ from bivrec.data.domain import Domain, sequence_file
 from bivrec.data.info import FeatureSpec, feature_spec, wrong_field
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
-from bivrec.files import new_file, new_folder, read_json, write_json
+from bivrec.files import check_format, new_file, new_folder, read_json, write_json
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.results import Results, checked_results
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
@@ -101,11 +101,7 @@ class Run:
         if not (path / "run.json").is_file():
             raise BivrecError(f"{path}: not a Run (no run.json); make one with `bivrec pretrain` or `bivrec finetune`")
         values = read_json(path / "run.json")
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if version != FORMAT_VERSION:
-            raise BivrecError(
-                f"{path / 'run.json'}: format version {version}, this bivrec reads {FORMAT_VERSION}; upgrade bivrec"
-            )
+        check_format(values, FORMAT_VERSION, str(path / "run.json"), "train again")
         try:
             run = cls(path, RunInfo(**values))
         except (TypeError, KeyError, AttributeError, ValueError) as fault:
