@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Restricted, Scorer, top_k
-from bivrec.scorers import recommender
+from bivrec.scorers import open_scorer
 from bivrec.training.run import MARKS
 
 USERS_AT_ONCE = 256
@@ -49,7 +49,7 @@ class Recommender:
         domain = domain if isinstance(domain, Domain) else Domain.open(domain)
         is_run = all((Path(model) / mark).is_file() for mark in MARKS)
         run, published = (Path(model), None) if is_run else (None, str(model))
-        return cls(domain, recommender(domain, run, published, view=view, zero_shot=zero_shot).scorer)
+        return cls(domain, open_scorer(domain, run, published, view=view, zero_shot=zero_shot).scorer)
 
     def recommend(
         self,

@@ -78,7 +78,7 @@ def named_scorers(
         yield from (_of_run(named, run) for named in found)
 
 
-def recommender(
+def open_scorer(
     domain: Domain,
     run: Path | None,
     published: str | None,

@@ -37,8 +37,8 @@ from bivrec.studies.execution import LIBRARIES, carry_out
 from bivrec.studies.jobs import Job, run_jobs
 from bivrec.studies.paper import table1, table2, table3
 from bivrec.studies.significance import check_libraries
-from bivrec.studies.study import Workshop
 from bivrec.studies.systems import SYSTEMS
+from bivrec.studies.workshop import Workshop
 from bivrec.training.run import Run
 from bivrec.version import __version__
 

@@ -21,7 +21,8 @@ from bivrec.hub import tower_of_run
 from bivrec.recipes import read_recipe
 from bivrec.studies import experiments
 from bivrec.studies.experiments import EXPERIMENTS
-from bivrec.studies.study import Study, Training, Workshop
+from bivrec.studies.study import Study, Training
+from bivrec.studies.workshop import Workshop
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)

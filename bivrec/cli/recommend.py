@@ -76,7 +76,7 @@ def recommend(
     from bivrec.data.domain import Domain
     from bivrec.recommend import check_output, write_recommendations
     from bivrec.recommend import recommend as ranked
-    from bivrec.scorers import recommender
+    from bivrec.scorers import open_scorer
 
     if (run is None) == (source is None):
         raise BivrecError("expected one model: give --run or --from-hub")
@@ -95,7 +95,7 @@ def recommend(
     if to is None and not user_ids and len(users) > 1:
         raise BivrecError(f"{history}: {len(users):,} users; give --to FILE, or --user ID to print the list of one")
     allowed = _allowed(opened, only, str(columns["item_column"])) if only else None
-    model = recommender(opened, run, source, view=view, zero_shot=zero_shot)
+    model = open_scorer(opened, run, source, view=view, zero_shot=zero_shot)
     for line in model.warnings:
         warn(line)
     titles = titles or to is None

@@ -13,9 +13,10 @@ from bivrec.files import check_parent
 from bivrec.locks import locked
 from bivrec.studies.plots import plot_study
 from bivrec.studies.significance import check_libraries
-from bivrec.studies.study import Measured, Study, Workshop
+from bivrec.studies.study import Measured, Study
 from bivrec.studies.tables import tables_of, write_tables
 from bivrec.studies.tuning import Grid, study_of, trials, tune
+from bivrec.studies.workshop import Workshop
 from bivrec.training.run import MARKS as RUN_MARKS
 
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")

@@ -12,7 +12,8 @@ from bivrec.data.domain import Domain
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.scorer import ModelScorer
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.studies.study import Measured, Training, Workshop
+from bivrec.studies.study import Measured, Training
+from bivrec.studies.workshop import Workshop
 
 NUM_USERS = 20
 

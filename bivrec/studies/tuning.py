@@ -16,7 +16,8 @@ from bivrec.config import read_override
 from bivrec.errors import BivrecError
 from bivrec.evaluation.fusion import SELECTION_METRIC
 from bivrec.files import new_file
-from bivrec.studies.study import Entry, Study, Training, Workshop, lay_over
+from bivrec.studies.study import Entry, Study, Training, lay_over
+from bivrec.studies.workshop import Workshop
 
 Grid = Mapping[tuple[str, str], Sequence[Any]]
 """(section, key) -> the values to try."""
