@@ -252,7 +252,7 @@ def _create_unseen(api: HfApi, name: str, repo_type: str, private: bool) -> None
         api.create_repo(name, repo_type=repo_type, private=private or None)
     except HfHubHTTPError as fault:
         if fault.response.status_code == 401 and "Invalid credentials" not in (fault.server_message or ""):
-            raise BivrecError(f"{name}: cannot be created by a stranger; {_LOG_IN}") from None
+            raise BivrecError(f"{name}: to create it, {_LOG_IN}") from None
         if fault.response.status_code == 409:
             raise BivrecError(
                 f"{name}: exists, but your token may not see it; {_LOG_IN} with the rights for it"

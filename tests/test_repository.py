@@ -363,7 +363,7 @@ def test_an_organisation_that_forbids_what_is_public(hub: HubServer, folder: Pat
 def test_a_new_repository_without_a_token(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     advice = "log in with `hf auth login` or set HF_TOKEN"
-    assert push_fault(folder) == f"{NAME}: cannot be created by a stranger; {advice}"
+    assert push_fault(folder) == f"{NAME}: to create it, {advice}"
 
 
 def test_a_repository_that_the_token_may_not_see(hub: HubServer, folder: Path) -> None:
