@@ -1,6 +1,7 @@
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bivrec.baselines.towers import fresh_towers
 from bivrec.errors import BivrecError
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.model.items import FeatureItems, IdItems
+from bivrec.model.items import FeatureItems, IdItems, resident_bytes
 from bivrec.model.tower import Interests, TowerNetwork
 
 VARIANTS = [
@@ -325,12 +326,21 @@ def test_of_large_features_only_the_rows_of_a_batch_are_read(
     monkeypatch: pytest.MonkeyPatch, resident_bytes: int, read: int
 ) -> None:
     monkeypatch.setattr("bivrec.model.items.RESIDENT_BYTES", resident_bytes)
+    monkeypatch.setattr("bivrec.model.items.READ_AT_ONCE", 3)
     items, source = FeatureItems(FEATURE_SIZE, 8).double(), CountedRows()
     items.attach(source)
     for indices in (torch.tensor([[4, 0], [2, 4]]), torch.tensor([1, 3])):
         torch.testing.assert_close(items(indices), item_features()[indices].double() @ items.projection.weight.T)
     assert items.num_items == NUM_ITEMS
     assert source.read == read
+
+
+@pytest.mark.parametrize(("memory", "resident"), [(80 * 2**30, 20 * 2**30), (2 * 2**30, 2**30)])
+def test_a_large_gpu_holds_more(monkeypatch: pytest.MonkeyPatch, memory: int, resident: int) -> None:
+    properties = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert resident_bytes(torch.device("cuda")) == resident
+    assert resident_bytes(torch.device("cpu")) == 2**30
 
 
 def test_a_tower_without_features_says_so() -> None:

@@ -12,10 +12,11 @@ from torch.nn import functional
 from bivrec.errors import BivrecError
 
 RESIDENT_BYTES = 2**30
-RESIDENT_SHARE_OF_GPU = 4
-"""Features up to this size, or to this part of a GPU's memory, are held on the device; of larger ones, only rows that
-are asked for are read and sent."""
+RESIDENT_SHARE_OF_GPU = 0.25
+"""Features up to this size, or this share of a GPU's memory, are held on the device; of larger ones, only rows that are
+asked for are read and sent."""
 READ_AT_ONCE = 2**16
+"""Rows of what is to be held, so that the host needs no room for the whole."""
 
 
 class Rows(Protocol):
@@ -48,7 +49,7 @@ class AttachedFeatures:
     def of(self, items: Tensor, like: Tensor) -> Tensor:
         """Rows [..., F] of items, where `like` lies and in its precision."""
         if not isinstance(self._rows, Tensor):
-            if 4 * self.shape[0] * self.shape[1] > _resident_bytes(like.device):
+            if 4 * self.shape[0] * self.shape[1] > resident_bytes(like.device):
                 return self._rows[items.cpu()].to(like)
             held = like.new_empty(self.shape)
             for part in torch.split(torch.arange(self.shape[0]), READ_AT_ONCE):
@@ -58,10 +59,11 @@ class AttachedFeatures:
         return functional.embedding(items, self._rows)
 
 
-def _resident_bytes(device: torch.device) -> int:
+def resident_bytes(device: torch.device) -> int:
+    """Size of the largest features that are held on a device."""
     if device.type != "cuda":
         return RESIDENT_BYTES
-    return max(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // RESIDENT_SHARE_OF_GPU)
+    return max(RESIDENT_BYTES, int(RESIDENT_SHARE_OF_GPU * torch.cuda.get_device_properties(device).total_memory))
 
 
 class Items(nn.Module, ABC):
