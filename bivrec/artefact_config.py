@@ -128,8 +128,9 @@ def _feature_spec(values: Any, source: str) -> FeatureSpec:
 
 def _check_training(values: dict[str, Any], source: str) -> None:
     """Of what is told of the training, what commands print."""
-    expected = {"command": str, "id_weight": float | None, "domain.name": str, "domain.num_items": int}
-    for name, kind in {**expected, "domain.protocol": str, "domain.users.train": int}.items():
+    expected: dict[str, Any] = {"command": str, "id_weight": float | None, "domain.name": str, "domain.num_items": int}
+    expected |= {"domain.protocol": str, "domain.users.train": int, "config.training": dict}
+    for name, kind in expected.items():
         found: Any = values
         for key in name.split("."):
             found = found.get(key) if isinstance(found, dict) else None

@@ -9,7 +9,7 @@ from typing import Any
 from bivrec.artefact import BiVRec, Tower
 from bivrec.baselines.floors import fit_floor
 from bivrec.cards import last_parts
-from bivrec.config import CONTENT_FLOORS, FLOORS
+from bivrec.config import CONTENT_FLOORS, FLOORS, held_out_known
 from bivrec.data.domain import Domain
 from bivrec.data.refit import RefitDomain
 from bivrec.errors import BivrecError
@@ -28,8 +28,8 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
     """Facts to add to an artefact's record of its training.
 
     source: of the Domain's data. dataset: `ORG/NAME@commit` if the Domain came from the Hub. floors: name -> metrics
-    on the Domain's test users; None if the Domain is not there any more or has changed, so that they cannot be
-    measured. results: of a tower that has none (see `artefact.tower_config`), likewise.
+    on the Domain's test users; None if the model was trained on these, or the Domain is not there any more or has
+    changed, so that they cannot be measured. results: of a tower that has none (see `artefact.tower_config`), likewise.
     """
     location = str(run.info.domain["path"])
     facts: dict[str, Any] = {
@@ -41,7 +41,10 @@ def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:
         domain = run.open_domain()
     except BivrecError:
         return facts
-    if run.config.training.with_validation:
+    known = held_out_known(run.info.config["training"])
+    if "test" in known:
+        return facts
+    if known:
         # Floors may know what the model knows.
         domain = RefitDomain(domain)
     if isinstance(model, Tower) and not model.training["results"]:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
-from bivrec.config import ModelConfig
+from bivrec.config import ModelConfig, held_out_known
 from bivrec.data.domain import CATALOGUE_FILE, sequence_file
 from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, TEMPORAL, USER_SPLIT, DomainInfo, FeatureSpec
 from bivrec.errors import BivrecError
@@ -111,7 +111,7 @@ def model_card(
         training={**training, "command": neutral_command(training["command"])},
         started_from=started_from,
         protocol=protocol,
-        with_validation=_with_validation(training),
+        known=held_out_known(training["config"]["training"]),
         dataset=training.get("dataset"),
         source=training.get("source"),
         floors=training.get("floors"),
@@ -181,6 +181,7 @@ def last_parts(text: str) -> str:
 def _evaluation(view: str, metric: str, value: float, training: Mapping[str, Any]) -> EvalResult:
     domain = training["domain"]
     protocol = domain["protocol"]
+    known = held_out_known(training["config"]["training"])
     kind, _, k = metric.partition("@")
     return EvalResult(
         task_type="sequential-recommendation",
@@ -191,7 +192,7 @@ def _evaluation(view: str, metric: str, value: float, training: Mapping[str, Any
         dataset_args={
             "protocol": protocol,
             **PROTOCOL[protocol],
-            "trained_on": "the training and the validation" if _with_validation(training) else "the training",
+            "trained_on": " and ".join(f"the {split}" for split in ("training", *known)),
             "candidates": "the whole catalogue",
             "seen_items": "not removed",
             "test_users": domain["users"]["test"],
@@ -202,11 +203,6 @@ def _evaluation(view: str, metric: str, value: float, training: Mapping[str, Any
         metric_config=view,
         metric_value=value,
     )
-
-
-def _with_validation(training: Mapping[str, Any]) -> bool:
-    """Whether it was trained on the validation too."""
-    return bool(training["config"]["training"].get("with_validation", False))
 
 
 def _started_from(origin: Mapping[str, Any] | None) -> dict[str, str | None] | None:

@@ -236,6 +236,9 @@ class TrainingConfig:
         "whether the validation's sequences are trained on too, and the weights of the last step kept: what `bivrec "
         "refit` sets",
     )
+    with_test: bool = _setting(
+        False, "whether the test's sequences are trained on too, so that nothing is left to measure results on"
+    )
     id_weight: float = _setting(
         0.5,
         "share of the ID view where both views rank together; fit with every evaluation on the validation users, "
@@ -279,6 +282,11 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
     if faults:
         raise BivrecError(f"{source}: " + "; ".join(faults))
     return config
+
+
+def held_out_known(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the splits that are held out, those that were trained on too; `training` is that section as of `to_dict`."""
+    return tuple(split for split in ("validation", "test") if training.get(f"with_{split}", False))
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
@@ -436,6 +444,8 @@ def _contradictions(config: Config) -> list[str]:
         faults.append(
             f"training.accumulate: {training.accumulate} does not divide training.batch_size {training.batch_size}"
         )
+    if training.with_test and not training.with_validation:
+        faults.append("training.with_test: expected training.with_validation too")
     if objective.candidates == "in-batch" and training.batch_size < 2 * training.accumulate:
         faults.append("training.batch_size: in-batch candidates need at least 2 sequences in a micro-batch")
     return faults

@@ -1,4 +1,4 @@
-"""A finished training once more, on all that is not asked for in the test."""
+"""A finished training once more, on all that is not asked for in the test, or on all that there is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from bivrec.training.run import Run, fresh_model
 
 
 def refit(
-    run: Run, path: Path, domain: Domain | None = None, *, overwrite: bool = False, tracker: str | None = None
+    run: Run,
+    path: Path,
+    domain: Domain | None = None,
+    *,
+    with_test: bool = False,
+    overwrite: bool = False,
+    tracker: str | None = None,
 ) -> Run:
     """Train a new Run at `path` as `run` was, on the validation's interactions too.
 
@@ -23,6 +29,7 @@ def refit(
     its results compare with those of `run`.
 
     domain: what to train on instead of the Domain of `run`, such as one of the same shop with what came since.
+    with_test: train on the test's interactions as well, so that no results can be measured.
     Raises BivrecError if `run` has not ended, its Domain or the tower that it started from is not what it was, or
     `domain` lacks its features or is split in another way.
     """
@@ -40,9 +47,11 @@ def refit(
         )
     if run.config.training.with_validation:
         raise BivrecError(f"{run.path}: was trained on the validation already; refit the Run before it")
-    if not run.results():
+    if not run.has_ended():
         raise BivrecError(run.unfinished() or f"{run.path}: not evaluated yet, so that no number of steps was the best")
-    training = dataclasses.replace(run.config.training, with_validation=True, steps=run.progress().best_step)
+    training = dataclasses.replace(
+        run.config.training, with_validation=True, with_test=with_test, steps=run.progress().best_step
+    )
     if (weight := run.id_weight()) is not None:
         training = dataclasses.replace(training, id_weight=weight)
     config = dataclasses.replace(run.config, training=training)

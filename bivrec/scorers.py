@@ -9,6 +9,7 @@ from typing import Any
 
 from bivrec.artefact import BiVRec, Tower, load
 from bivrec.baselines.floors import fit_floor
+from bivrec.config import held_out_known
 from bivrec.data.domain import Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.data.sketch import share_known
@@ -41,8 +42,8 @@ class NamedScorer:
     """Share of the ID view where both rank together; None: one alone."""
     warnings: tuple[str, ...] = ()
     """What the reader of its lists must know."""
-    with_validation: bool = False
-    """Whether it was trained on the validation of this Domain too, of which it must not be asked."""
+    known: tuple[str, ...] = ()
+    """Splits of this Domain that are held out and that it was trained on nevertheless: it must not be asked of them."""
     not_zero_shot: str | None = None
     """Why the results of a tower on a Domain that is not its own are not zero-shot, and what to do; None: they are."""
 
@@ -72,9 +73,9 @@ def named_scorers(
             _refuse_id(name, view)
             found = iter([_stranger(domain, tower_of_run(run), name, "run")])
         else:
-            knows = run.config.training.with_validation
+            known = held_out_known(run.info.config["training"])
             own = _views(run.load_model(domain), view, name, "run", source_of_run(run))
-            found = (replace(named, with_validation=knows) for named in own)
+            found = (replace(named, known=known) for named in own)
         yield from (_of_run(named, run) for named in found)
 
 
@@ -125,6 +126,7 @@ def _with_new_items(named: NamedScorer, count: int) -> NamedScorer:
 
 def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, zero_shot: bool) -> Iterator[NamedScorer]:
     name = source.rstrip("/")
+    known = held_out_known(model.training["config"]["training"])
     if isinstance(model, BiVRec):
         if not zero_shot:
             network = model.attach(domain)
@@ -133,13 +135,13 @@ def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, ze
                     f"{source}: trained on another preparation of these items, and perhaps on these users; "
                     "`bivrec recommend` ranks a catalogue that has changed, and --zero-shot uses the tower alone"
                 )
-            known = model.training["config"]["training"].get("with_validation", False)
-            yield from (replace(n, with_validation=known) for n in _views(network, view, name, "model", model.source))
+            yield from (replace(n, known=known) for n in _views(network, view, name, "model", model.source))
             return
         model = model.tower
     _refuse_id(source, view)
     if _is_own(domain, model) and not zero_shot:
-        yield NamedScorer(f"{name} mm", _scorer(zero_shot_model(domain, model), "mm"), "model", model.source)
+        scorer = _scorer(zero_shot_model(domain, model), "mm")
+        yield NamedScorer(f"{name} mm", scorer, "model", model.source, known=known)
     else:
         yield _stranger(domain, model, name, "model")
 

@@ -1,5 +1,6 @@
 """A last training on the validation too: on what, with which settings, and what is told of it."""
 
+import itertools
 import json
 import shutil
 from itertools import pairwise
@@ -169,6 +170,43 @@ def test_a_finetuning_starts_from_its_tower_again(
     with pytest.raises(BivrecError, match="has other weights than"):
         refit(tuned, tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_all_there_is_can_be_trained_on(domain: Domain) -> None:
+    splits = [items_of_split(domain, split) for split in SPLITS]
+    known = items_of_split(RefitDomain(domain, with_test=True), "train")
+    # Of a user whom several have, a later one begins as those before it.
+    assert known == splits[0] | splits[1] | splits[2]
+
+
+def test_a_training_on_all_there_is_has_no_results(run: Run, domain: Domain, tmp_path: Path) -> None:
+    told = succeed("refit", run.path, "--with-test", "--to", tmp_path / "final")
+    assert "trained on the test users too, so that no results can be measured" in told
+    final = Run.open(tmp_path / "final")
+    assert final.has_ended()
+    assert final.unfinished() is None
+    assert final.results() == {}
+    assert final.config.training.steps == run.progress().best_step
+    table = weights(final, "best")["towers.id.items.table.weight"]
+    counts = torch.from_numpy(RefitDomain(domain, with_test=True).training_counts())
+    assert table.any(1).equal(counts > 0)
+    succeed("recommend", domain.path, "--run", final.path, "--to", tmp_path / "lists.csv")
+    assert "trained on the validation and the test too" in succeed("info", final.path)
+    for kind in ("joint", "tower"):
+        published = tmp_path / kind
+        succeed("publish", final.path, "--to", published, "--model", kind)
+        card = (published / "README.md").read_text()
+        assert "this one was trained on the validation and the test too" in card
+        assert "None: it was trained on the test users too." in card
+        assert "metrics:" not in card
+        succeed("info", published)
+    models = (("--run", final.path), ("--from-hub", tmp_path / "joint"), ("--from-hub", tmp_path / "tower"))
+    for model, split in itertools.product(models, SPLITS[1:]):
+        refused = bivrec("evaluate", domain.path, *model, "--split", split)
+        assert refused.exit_code == 1
+        assert f"was trained on the {split}, and cannot be evaluated on it" in refused.output
+    refused = bivrec("refit", final.path, "--to", tmp_path / "never")
+    assert "was trained on the validation already" in refused.output
 
 
 def test_the_command(source: Domain, tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def evaluate(
     refits = []
     # All are opened once more than needed: what is wrong with any must be told before the first is ranked.
     for named in of_models():
-        if named.with_validation and split == "validation":
-            raise BivrecError(f"{named.name}: was trained on the validation, and cannot be evaluated on it")
+        if split in named.known:
+            raise BivrecError(f"{named.name}: was trained on the {split}, and cannot be evaluated on it")
         names.append(named.name)
-        refits.append(named.with_validation)
+        refits.append(bool(named.known))
     _check_names(names, reference)
     if test and len(names) == 1:
         raise BivrecError(f"--test compares rows, and {names[0]} is the only one; add --floor item-knn")

@@ -53,6 +53,8 @@ def _holds(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def _echo_run(run: Run) -> None:
+    from bivrec.config import held_out_known
+
     record, training = run.info, run.config.training
     # Before anything is printed.
     results = run.results()
@@ -69,10 +71,10 @@ def _echo_run(run: Run) -> None:
         return
     last = run.progress("last")
     go_on = f"bivrec {record.stage} --to {shlex.quote(str(run.path))} --resume"
-    state = "" if results else f": not ended; go on with `{go_on}`"
+    state = "" if run.has_ended() else f": not ended; go on with `{go_on}`"
     click.echo(f"  step {last.step:,} of {training.steps:,}, {last.seconds:.0f} s{state}")
-    if training.with_validation:
-        click.echo("  trained on the validation too")
+    if known := held_out_known(record.config["training"]):
+        click.echo(f"  trained on the {' and the '.join(known)} too")
     elif last.best_step:
         click.echo(f"  best weights of step {last.best_step:,}: validation recall@20 {100 * last.best_recall:.2f} %")
     if results:

@@ -17,14 +17,17 @@ from bivrec.memory import keep_freed_memory
 @click.option(
     "--domain", type=DOMAIN, help="Domain to train on instead, such as RUN's prepared anew with what came since."
 )
+@click.option("--with-test", is_flag=True, help="Train on the test's interactions as well: no results are measured.")
 @overwrite_option
 @track_option
-def refit(run: Path, path: Path, domain: Path | str | None, overwrite: bool, track: str | None) -> None:
+def refit(
+    run: Path, path: Path, domain: Path | str | None, with_test: bool, overwrite: bool, track: str | None
+) -> None:
     """Train as RUN was, on the validation's interactions too: what to deploy when nothing is left to choose.
 
     RUN tells the settings, the steps and the share of each view. The users or interactions of the test stay unknown, so
-    the results compare with those of RUN. An interrupted refit goes on like any other Run, with `bivrec pretrain` or
-    `bivrec finetune` and --resume.
+    the results compare with those of RUN, unless --with-test. An interrupted refit goes on like any other Run, with
+    `bivrec pretrain` or `bivrec finetune` and --resume.
     """
     from bivrec.data.domain import Domain
     from bivrec.refit import refit as train_again
@@ -32,4 +35,4 @@ def refit(run: Path, path: Path, domain: Path | str | None, overwrite: bool, tra
 
     keep_freed_memory()
     opened = None if domain is None else Domain.open(domain)
-    echo_results(train_again(Run.open(run), path, opened, overwrite=overwrite, tracker=track))
+    echo_results(train_again(Run.open(run), path, opened, with_test=with_test, overwrite=overwrite, tracker=track))

@@ -122,7 +122,11 @@ def echo_results(run: Run) -> None:
 
     if PartialState().is_main_process:
         which = "last" if run.config.training.with_validation else "best"
-        click.echo(f"{run.path}: {which} weights, of step {run.progress().best_step}; on the test users:")
+        weights = f"{run.path}: {which} weights, of step {run.progress().best_step}"
+        if run.config.training.with_test:
+            click.echo(f"{weights}; trained on the test users too, so that no results can be measured")
+            return
+        click.echo(f"{weights}; on the test users:")
         echo_views(run.results(), run.id_weight())
 
 

@@ -1,4 +1,4 @@
-"""A Domain whose validation is trained on too: for a last training, when nothing is left to choose."""
+"""A Domain whose validation, or all of it, is trained on: for a last training, when nothing is left to choose."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from bivrec.data.stretches import places_of
 
 
 class RefitDomain(Domain):
-    """A Domain that gives all before the test as its training sequences; the test users are asked as before."""
+    """A Domain that gives all before the test as its training sequences, or with `with_test` all that there is.
 
-    def __init__(self, domain: Domain) -> None:
+    The test users are asked as before.
+    """
+
+    def __init__(self, domain: Domain, *, with_test: bool = False) -> None:
         super().__init__(domain.path, domain.info, domain.repository)
         parts = [super().sequences("train"), super().sequences("validation")]
-        if domain.info.protocol == TEMPORAL:
+        if with_test:
+            parts.append(dataclasses.replace(super().sequences("test"), cutoff=None))
+        elif domain.info.protocol == TEMPORAL:
             # Of users who came between the two times, the test alone knows what they did before the second.
             parts.append(_before_targets(super().sequences("test")))
         self._train = reduce(_united, parts)
 
     def sequences(self, split: str) -> Sequences:
-        """As of `Domain`; of `train`, in memory, with the validation's users and what it has of the others, and of a
-        Domain that was split by time with the users who came since."""
+        """As of `Domain`; of `train`, in memory, with what the other parts have of its users and with their own, and of
+        a Domain that was split by time with the users who came since the validation began."""
         return self._train if split == "train" else super().sequences(split)
 
 

@@ -23,7 +23,7 @@ from bivrec.errors import BivrecError
 from bivrec.memory import keep_freed_memory
 from bivrec.pretrain import pretrain, resume
 from bivrec.refit import refit
-from bivrec.training.run import Run
+from bivrec.training.run import RESULTS_FILE, Run
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -51,7 +51,7 @@ class _Running:
 
 def is_finished(path: Path) -> bool:
     """Whether the Run at `path` was trained to its end."""
-    return (path / "results.json").exists()
+    return (path / RESULTS_FILE).exists()
 
 
 def check_kept(path: Path, domain: Domain, config: Config) -> None:

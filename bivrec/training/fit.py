@@ -38,7 +38,7 @@ from bivrec.training.checkpoint import load_checkpoint
 from bivrec.training.distributed import failing_alike, share_weights
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
-from bivrec.training.run import FORMAT_VERSION, MARKS, Run, RunInfo, domain_record
+from bivrec.training.run import FORMAT_VERSION, MARKS, RESULTS_FILE, Run, RunInfo, domain_record
 
 RESULT_KS = (10, 20, 50)
 HALF_TRUSTED = 2
@@ -72,6 +72,8 @@ def fit(
 ) -> Run:
     """Train the model that `make_model` builds, evaluate its best weights on the test users, and return the Run.
 
+    Of a training on the test users too, no results are measured.
+
     features: specification of what the multimodal view reads, by modality; none for the ID view alone.
     origin: None if all weights are fresh.
     Raises BivrecError if `path` exists (unless `overwrite` or `resume`), another process trains it, the Domain has no
@@ -80,9 +82,9 @@ def fit(
     _check_folder(path, overwrite, resume)
     _users_to_evaluate(domain, "validation")
     if config.training.with_validation:
-        domain = RefitDomain(domain)
+        domain = RefitDomain(domain, with_test=config.training.with_test)
     # Read now: what lies in its folder when the training ends may have been prepared anew.
-    test_users = _users_to_evaluate(domain, "test")
+    test_users = None if config.training.with_test else _users_to_evaluate(domain, "test")
     accelerator = make_accelerator(str(path), tracker)
     there = path.exists()
     with ExitStack() as locks:
@@ -142,16 +144,16 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
 
 
-def _finish(run: Run, model: BiVRecNetwork, test_users: EvaluationUsers, accelerator: Accelerator) -> None:
-    """Evaluate the best weights, and record the results."""
+def _finish(run: Run, model: BiVRecNetwork, test_users: EvaluationUsers | None, accelerator: Accelerator) -> None:
+    """Evaluate the best weights, and record the results; none without test users, which too says that it has ended."""
     with failing_alike():
         if accelerator.is_main_process:
             load_checkpoint(run.checkpoint("best"), model)
     # Not read by each: another machine's file system may still give the checkpoint before.
     share_weights(model)
-    results = evaluate_views(model, test_users, RESULT_KS, accelerator)
+    results = {} if test_users is None else evaluate_views(model, test_users, RESULT_KS, accelerator)
     if accelerator.is_main_process:
-        write_json(run.path / "results.json", {view: result.metrics for view, result in results.items()})
+        write_json(run.path / RESULTS_FILE, {view: result.metrics for view, result in results.items()})
     accelerator.wait_for_everyone()
     # Not `end_training`, which also takes the process group from whatever the program trains next.
     for tracker in accelerator.trackers:

@@ -5,7 +5,7 @@ items.json         ids of the catalogue, in the order of the item indices
 metrics.jsonl      one line per report: training losses, and the validation metrics of each view
 best.safetensors   weights with the best validation recall; of a refit the last ones
 last.safetensors   weights and optimiser state, to resume from
-results.json       metrics of the best weights on the test users, written at the end
+results.json       metrics of the best weights on the test users, written at the end; none if these were trained on
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkp
 
 FORMAT_VERSION = 1
 HELD_OUT = ("validation", "test")
-ITEMS_FILE = "items.json"
+ITEMS_FILE, RESULTS_FILE = "items.json", "results.json"
 MARKS = ("run.json",)
 """Files that every folder of a Run holds."""
 
@@ -198,16 +198,21 @@ class Run:
         whole, _, _ = path.read_bytes().rpartition(b"\n")
         return [_metrics_line(line, f"{path}: line {number}") for number, line in enumerate(whole.splitlines(), 1)]
 
+    def has_ended(self) -> bool:
+        """Whether the training came to its end."""
+        return (self.path / RESULTS_FILE).exists()
+
     def results(self) -> Results:
-        """Of the best checkpoint on the test users; empty until the training has ended. BivrecError if damaged."""
-        path = self.path / "results.json"
+        """Of the best checkpoint on the test users; empty until the training has ended, and if it was on these users
+        too. BivrecError if damaged."""
+        path = self.path / RESULTS_FILE
         advice = "remove the file and measure again with --resume"
         return checked_results(read_json(path), str(path), advice) if path.exists() else {}
 
     def unfinished(self) -> str | None:
         """A line that says how far a training is that has not ended, and what goes on; None once it has ended, and
         before its first evaluation, which no weights are the best of."""
-        if self.results() or not self.checkpoint("best").exists():
+        if self.has_ended() or not self.checkpoint("best").exists():
             return None
         return (
             f"{self.path}: not ended (step {self.progress('last').step:,} of {self.config.training.steps:,}): "
