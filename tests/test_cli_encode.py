@@ -105,8 +105,10 @@ def test_impossible_names_of_encoders(domain, tmp_path, name):
 
 
 def test_only_the_named_modality_is_encoded(domain):
-    assert run(domain.path, "--image", "descriptor").exit_code == 0
+    told = run(domain.path, "--image", "descriptor").output
     assert set(Domain.open(domain.path).info.features) == {"image"}
+    assert f"text: not encoded; `bivrec encode {domain.path} --text ENCODER` adds it" in told
+    assert "not encoded" not in run(domain.path, "--text", "hashing").output
 
 
 def test_without_options_the_encoders_of_the_paper_are_used(domain, monkeypatch):

@@ -12,6 +12,7 @@ from bivrec.cli.options import DOMAIN, refuse_unused
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
+    from bivrec.data.domain import Domain
     from bivrec.features.encode import Encoded, Encoder
 
 TEXT_ENCODER = "bert-base-uncased"
@@ -99,9 +100,9 @@ def encode(
     # Before an encoder is loaded.
     opened.check_writable()
     if not (text or image or text_features or image_features):
-        table = opened.item_table()
-        text = TEXT_ENCODER if any(table["text"]) or any(table["title"]) else None
-        image = IMAGE_ENCODER if any(table["image"]) else None
+        described = _described(opened)
+        text = TEXT_ENCODER if "text" in described else None
+        image = IMAGE_ENCODER if "image" in described else None
         if not (text or image):
             raise BivrecError(
                 f"{domain}: its items have neither texts nor images; give --text-features or --image-features"
@@ -132,6 +133,16 @@ def encode(
     store(opened, *encoded)
     for one in encoded:
         _report(one)
+    for modality in _described(opened):
+        if modality not in opened.info.features and modality not in (one.modality for one in encoded):
+            click.echo(f"{modality}: not encoded; `bivrec encode {opened.location} --{modality} ENCODER` adds it")
+
+
+def _described(domain: Domain) -> list[str]:
+    """The modalities that any item of the Domain has."""
+    table = domain.item_table()
+    has = {"text": any(table["text"]) or any(table["title"]), "image": any(table["image"])}
+    return [modality for modality, any_has in has.items() if any_has]
 
 
 class _How(TypedDict):
