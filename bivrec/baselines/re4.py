@@ -12,7 +12,8 @@ from bivrec.config import ModelConfig
 from bivrec.model.dropout import Dropout
 from bivrec.model.tower import Interests
 
-# The defaults of a public implementation, rec_pangu's.
+# The defaults of a public implementation, rec_pangu's. They go with means over all interests and positions of a history
+# as long as they may be, of which most have no error: means over those that have one would be ten times as large.
 CONTRAST_TEMPERATURE = 0.02
 ATTEND_WEIGHT, CONTRAST_WEIGHT, CONSTRUCT_WEIGHT = 0.01, 0.1, 0.1
 
@@ -28,6 +29,7 @@ class Re4(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.hidden_size
+        self.max_history = config.max_history
         self.dropout = Dropout(config.dropout)
         self.inner = nn.Linear(width, 4 * width, bias=False)
         self.outer = nn.Linear(4 * width, config.num_interests[-1], bias=False)
@@ -47,10 +49,10 @@ class Re4(nn.Module):
         return Interests((weights.to(items.dtype) @ self.value(items)).unsqueeze(1), weights, mask)
 
     def auxiliary_loss(self, items: Tensor, mask: Tensor, interests: Interests) -> Tensor:
-        """The weighted losses of the backward flows, means over users."""
+        """The weighted losses of the backward flows."""
         found, attention = interests.vectors[:, -1], interests.allocation
         representative = attention > 1 / mask.sum(1)[:, None, None]
-        contrast = contrast_loss(items, mask, found, representative)
+        contrast = contrast_loss(items, mask, found, representative, self.max_history)
         attend = attend_loss(items, mask, found, attention)
         construct = self._construct_loss(items, mask, found, representative)
         return CONTRAST_WEIGHT * contrast + ATTEND_WEIGHT * attend + CONSTRUCT_WEIGHT * construct
@@ -65,13 +67,14 @@ class Re4(nn.Module):
         shares = hidden_but(real, logits).softmax(-1)
         given = (shares.to(made.dtype) @ self.construct_value(made)).flip(2)
         error = (given - items.unsqueeze(1)).square().mean(-1)
-        return mean_of_users(error, representative)
+        return _mean(error, representative, self.max_history)
 
 
-def contrast_loss(items: Tensor, mask: Tensor, found: Tensor, representative: Tensor) -> Tensor:
+def contrast_loss(items: Tensor, mask: Tensor, found: Tensor, representative: Tensor, max_history: int) -> Tensor:
     """InfoNCE of interests [B, K, D] and the items [B, N, D] that represent them, representative [B, K, N].
 
-    Another user is the one of the previous row that this process has of the batch.
+    The mean is over B x K x max_history pairs, of which the others count 0. Another user is the one of the previous row
+    that this process has of the batch.
     """
     # Logits of up to 50 that are rounded to bfloat16 would be off by tenths.
     with torch.autocast(items.device.type, enabled=False):
@@ -84,7 +87,7 @@ def contrast_loss(items: Tensor, mask: Tensor, found: Tensor, representative: Te
     own, among = hidden_but(mask.unsqueeze(1), near), hidden_but(~itself, mutual)
     others = hidden_but(mask.roll(1, 0).unsqueeze(1), foreign)
     normaliser = torch.cat([own, among, others], -1).logsumexp(-1, keepdim=True)
-    return mean_of_users(normaliser - own, representative)
+    return _mean(normaliser - own, representative, max_history)
 
 
 def attend_loss(items: Tensor, mask: Tensor, found: Tensor, attention: Tensor) -> Tensor:
@@ -94,6 +97,6 @@ def attend_loss(items: Tensor, mask: Tensor, found: Tensor, attention: Tensor) -
     return -(wanted * logarithms * mask.unsqueeze(1)).sum(-1).mean()
 
 
-def mean_of_users(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean over users of the mean of a user's chosen values, both [B, K, N]; a user without any counts 0."""
-    return ((values * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp(min=1)).mean()
+def _mean(values: Tensor, chosen: Tensor, max_history: int) -> Tensor:
+    """Of values [B, K, N], where histories are as long as they may be, and values that are not chosen 0."""
+    return (values * chosen).sum() / (chosen.shape[0] * chosen.shape[1] * max_history)
