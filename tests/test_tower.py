@@ -142,10 +142,29 @@ def test_a_later_stage_clusters_the_interests_of_the_one_before(readout: str, ag
     last = tower.sequence.clustering[1]
     for row in range(4):
         for k in range(2):
-            members = [before[row, 0, j] for j in range(5) if allocation[row, k, j]]
+            members = [slow_norm(before[row, 0, j]) for j in range(5) if allocation[row, k, j]]
             total = sum((last.value.weight @ member for member in members), torch.zeros(8).double())
             gathered = total / max(1, len(members)) if aggregation == "mean" else total
             torch.testing.assert_close(after[row, 0, k], last.interests[k] + last.output.weight @ gathered)
+
+
+def slow_norm(vector: Tensor) -> Tensor:
+    centred = vector - vector.mean()
+    return centred / (centred.square().mean() + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("width", [32, 256])
+def test_at_the_start_no_stage_is_left_to_the_noise(width: int) -> None:
+    torch.manual_seed(0)
+    tower = id_tower(replace(TINY, hidden_size=width, num_interests=(24, 4)), NUM_ITEMS).train()
+    histories = random_histories(200, 8)
+    for stage in tower.sequence.clustering:
+        given: list[tuple[Tensor, ...]] = []
+        stage.register_forward_pre_hook(lambda stage, inputs, given=given: given.append(inputs))
+        read(tower, histories)
+        tokens, _, mask, _ = given[0]
+        one, other = (stage.allocate(tokens, mask).argmax(1)[mask] for _ in range(2))
+        assert (one == other).float().mean() > 1.5 / len(stage.interests)
 
 
 # Readouts
