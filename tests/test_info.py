@@ -7,7 +7,9 @@ import pytest
 from stages import bivrec, succeed
 
 from bivrec.artefact import Tower
+from bivrec.config import config_from_dict
 from bivrec.data.domain import Domain
+from bivrec.recipes import read_recipe, recipe_names
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -46,6 +48,16 @@ def test_info_says_which_recipe_suits_how_often_items_are_had(tmp_path: Path, us
     )
     damaged = bivrec("info", tmp_path / "domain", "--verify")
     assert (damaged.exit_code, "dataset_dict.json: " in damaged.stderr) == (1, True)
+
+
+def test_info_says_how_to_train_on_many_items(source: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "full softmax" not in succeed("info", source.path)
+    monkeypatch.setattr("bivrec.cli.reports.MANY_ITEMS", source.num_items)
+    (line,) = (line for line in succeed("info", source.path).splitlines() if "many for a full softmax" in line)
+    recipes = {name: config_from_dict(read_recipe(name)) for name in recipe_names() if "quickstart" not in name}
+    full = [name.partition("/")[2] for name, recipe in recipes.items() if recipe.objective.candidates == "full"]
+    assert sorted(full) == ["amazon", "default"]
+    assert "to default and amazon add --set objective.candidates=uniform" in line
 
 
 def test_info_of_a_joint_model(pretrained: Run, tmp_path: Path) -> None:

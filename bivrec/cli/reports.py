@@ -21,6 +21,8 @@ UNITS = (1, 10**3, 10**6)
 """Of timestamps, in a second."""
 SPARSE_BELOW = 20
 """Median interactions of an item: of the Domains that were measured, those below have 1 to 9, the others 66 to 98."""
+MANY_ITEMS = 50_000
+"""From which on a step of the full softmax takes a processor many seconds."""
 EARLIEST = int(datetime(1980, 1, 1, tzinfo=UTC).timestamp())
 LATEST = int(datetime(2101, 1, 1, tzinfo=UTC).timestamp())
 """Between these seconds a timestamp is plausibly a date."""
@@ -54,6 +56,9 @@ def echo_domain(domain: Domain, not_listed: str | None = None) -> None:
         if median < SPARSE_BELOW:
             few = f"  a median below {SPARSE_BELOW} is few"
             click.echo(f"{few}: take the recipe sparse, or for the ID view alone amazon")
+    if info.num_items >= MANY_ITEMS:
+        sampled = "--set objective.candidates=uniform --set objective.num_negatives=2048"
+        click.echo(f"  {MANY_ITEMS:,} items or more are many for a full softmax: to default and amazon add {sampled}")
     _echo_timestamps(domain)
     dropped = info.dropped
     by_the_core = (
