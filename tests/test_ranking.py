@@ -79,35 +79,43 @@ def slow_top_k(scores, k, excluded=()):
     return best + [0] * (k - len(best))
 
 
-@pytest.mark.parametrize("item_chunk", [1, 7, 10, 11, 50, 101, 1000])
+@pytest.fixture
+def items_at_once(request, monkeypatch):
+    monkeypatch.setattr("bivrec.evaluation.ranking.ITEMS_AT_ONCE", request.param)
+
+
+@pytest.mark.parametrize("items_at_once", [1, 7, 10, 11, 50, 101, 1000], indirect=True)
 @pytest.mark.parametrize("levels", [0, 1, 1000])
-def test_top_k_equals_a_full_sort_for_any_item_chunk(item_chunk, levels):
+@pytest.mark.usefixtures("items_at_once")
+def test_top_k_equals_a_full_sort_however_many_items_are_scored_at_once(levels):
     # levels=0: all tie; 1: nearly all tie.
     scorer = DotScorer(levels=levels)
     histories = make_users().histories(0, 40, 5)
-    items, scores = top_k(scorer, histories, 10, item_chunk=item_chunk)
+    items, scores = top_k(scorer, histories, 10)
     everything = scorer.encode(histories) @ scorer.table[1:].T
     assert items.tolist() == [slow_top_k(row, 10) for row in everything.tolist()]
     assert scores.equal(everything.gather(1, items - 1))
 
 
-@pytest.mark.parametrize("item_chunk", [7, 50, 1000])
-def test_several_scorers_at_once_rank_as_each_alone(item_chunk):
+@pytest.mark.parametrize("items_at_once", [7, 50, 1000], indirect=True)
+@pytest.mark.usefixtures("items_at_once")
+def test_several_scorers_at_once_rank_as_each_alone():
     # The last one leaves most to the order of ties.
     scorers = [DotScorer(), GivenScores(torch.rand(40, NUM_ITEMS)), DotScorer(levels=1)]
     histories = make_users().histories(0, 40, 5)
-    together = top_k_of_each(Several(*scorers), histories, 10, item_chunk)
+    together = top_k_of_each(Several(*scorers), histories, 10)
     for scorer, (items, scores) in zip(scorers, together, strict=True):
-        expected_items, expected_scores = top_k(scorer, histories, 10, item_chunk=item_chunk)
+        expected_items, expected_scores = top_k(scorer, histories, 10)
         assert items.equal(expected_items)
         assert scores.equal(expected_scores)
 
 
-def test_ties_go_to_the_lowest_item_across_chunks():
+@pytest.mark.parametrize("items_at_once", range(1, 9), indirect=True)
+@pytest.mark.usefixtures("items_at_once")
+def test_ties_go_to_the_lowest_item_across_stretches():
     scores = [[1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 1.0, 2.0]]
-    for item_chunk in range(1, 9):
-        items, _ = top_k(GivenScores(scores), torch.ones(1, 1, dtype=torch.int64), 5, item_chunk=item_chunk)
-        assert items.tolist() == [[2, 4, 6, 8, 1]]
+    items, _ = top_k(GivenScores(scores), torch.ones(1, 1, dtype=torch.int64), 5)
+    assert items.tolist() == [[2, 4, 6, 8, 1]]
 
 
 def test_padding_changes_no_recommendation():
@@ -117,13 +125,15 @@ def test_padding_changes_no_recommendation():
     assert top_k(scorer, padded, 10)[0].equal(top_k(scorer, histories, 10)[0])
 
 
+@pytest.mark.parametrize("items_at_once", [4], indirect=True)
+@pytest.mark.usefixtures("items_at_once")
 def test_item_0_is_never_recommended_and_short_lists_end_with_it():
     scorer = DotScorer(num_items=6)
     # Every item scores below the padding item's 0.
     scorer.table[1:] = -1
     scorer.encode = lambda histories: torch.ones(len(histories), 4)
     histories = torch.ones(1, 1, dtype=torch.int64)
-    items, scores = top_k(scorer, histories, 8, exclude=torch.tensor([[0, 2, 2]]), item_chunk=4)
+    items, scores = top_k(scorer, histories, 8, exclude=torch.tensor([[0, 2, 2]]))
     assert items.tolist() == [[1, 3, 4, 5, 6, 0, 0, 0]]
     assert scores[0, 5:].eq(-torch.inf).all()
 
@@ -139,10 +149,11 @@ def test_a_list_is_no_longer_than_the_catalogue():
         assert result.metrics[f"recall@{NUM_ITEMS}"] == 1 > result.metrics["recall@10"]
 
 
-@pytest.mark.parametrize("item_chunk", [13, 1000])
-def test_remove_seen_masks_the_whole_history_not_only_what_is_read(item_chunk):
+@pytest.mark.parametrize("items_at_once", [13, 1000], indirect=True)
+@pytest.mark.usefixtures("items_at_once")
+def test_remove_seen_masks_the_whole_history_not_only_what_is_read():
     scorer, users = DotScorer(max_history=2), make_users()
-    recommended = recommend_users(scorer, users, 20, remove_seen=True, user_chunk=16, item_chunk=item_chunk)
+    recommended = recommend_users(scorer, users, 20, remove_seen=True, user_chunk=16)
     everything = scorer.encode(users.histories(0, len(users), 2)) @ scorer.table[1:].T
     seen = users.seen(0, len(users)).tolist()
     assert max(map(len, seen)) > 2
@@ -151,11 +162,12 @@ def test_remove_seen_masks_the_whole_history_not_only_what_is_read(item_chunk):
 
 
 @pytest.mark.parametrize("user_chunk", [1, 9, 64, 1000])
-@pytest.mark.parametrize("item_chunk", [17, 1000])
-def test_chunk_sizes_change_no_result(user_chunk, item_chunk):
+@pytest.mark.parametrize("items", [17, 1000])
+def test_how_many_are_scored_at_once_changes_no_result(user_chunk, items, monkeypatch):
     scorer, users = DotScorer(), make_users()
     expected = evaluate(scorer, users, (5, 10))
-    result = evaluate(scorer, users, (5, 10), user_chunk=user_chunk, item_chunk=item_chunk)
+    monkeypatch.setattr("bivrec.evaluation.ranking.ITEMS_AT_ONCE", items)
+    result = evaluate(scorer, users, (5, 10), user_chunk=user_chunk)
     assert result.metrics == expected.metrics
     assert list(expected.metrics) == [f"{name}@{k}" for k in (5, 10) for name in METRICS]
     for name, values in expected.per_user.items():

@@ -46,8 +46,9 @@ def test_what_is_least_likely_without(scorer: ModelScorer, monkeypatch: pytest.M
         [slow_reason(scorer, [own for own in history if own], item, recent) for item in row]
         for history, row in zip(HISTORIES.tolist(), items.tolist(), strict=True)
     ]
-    for item_chunk in (65536, 7):
-        assert reasons(scorer, HISTORIES, items, item_chunk).tolist() == expected
+    assert reasons(scorer, HISTORIES, items).tolist() == expected
+    monkeypatch.setattr("bivrec.evaluation.ranking.ITEMS_AT_ONCE", 7)
+    assert reasons(scorer, HISTORIES, items).tolist() == expected
     assert np.unique(expected).size > 3
 
 

@@ -17,11 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from bivrec.device import own_device
 from bivrec.errors import BivrecError
 from bivrec.evaluation.metrics import find_hits, ranking_metrics
 from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.evaluation.shortlist import BoundingScorer, is_worthwhile, shortlist
 from bivrec.files import new_file
+
+ITEMS_AT_ONCE = 4096
+"""Items that are scored at once: few enough for the scores of a chunk of users to stay near the processor's cache."""
+ITEMS_AT_ONCE_ON_GPU = 65536
+"""The same on a GPU, where starting a small product takes longer than the product."""
 
 
 class Scorer(Protocol):
@@ -96,20 +102,18 @@ class EvaluationResult:
 
 
 @torch.no_grad()
-def top_k(
-    scorer: Scorer, histories: Tensor, k: int, exclude: Tensor | None = None, item_chunk: int = 65536
-) -> tuple[Tensor, Tensor]:
+def top_k(scorer: Scorer, histories: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k best of the whole catalogue for each history: items [B, k] (int64) and scores [B, k], best first.
 
     histories: int64 [B, L], padded on the left with 0. exclude: int64 [B, S] items never to recommend, padded with 0.
     Equal scores are ordered by item index, the lowest (most popular) first. Where fewer than k items remain the list
-    ends with item 0 and score -inf. Memory is B x `item_chunk` scores. Where the scorer and the machine can, a large
-    catalogue is ranked by upper bounds (see `shortlist`), which gives the same list.
+    ends with item 0 and score -inf. Memory is that of the scores of one of the `stretches`. Where the scorer and the
+    machine can, a large catalogue is ranked by upper bounds (see `shortlist`), which gives the same list.
     Raises BivrecError if a score is not a number or the catalogue is empty.
     """
     users = scorer.encode(histories)
     if not (isinstance(scorer, BoundingScorer) and is_worthwhile(scorer, k)):
-        return _scan(scorer, users, k, exclude, item_chunk)
+        return _scan(scorer, users, k, exclude)
     candidates, candidate_scores, limit = shortlist(scorer, users, k, exclude)
     scores, columns = _stable_top_k(candidate_scores, k)
     items = candidates.gather(1, columns)
@@ -118,37 +122,38 @@ def top_k(
     if unproved.any():
         rows = unproved.to(histories.device)
         rest = None if exclude is None else exclude[rows.to(exclude.device)]
-        items[unproved], scores[unproved] = _scan(scorer, scorer.encode(histories[rows]), k, rest, item_chunk)
+        items[unproved], scores[unproved] = _scan(scorer, scorer.encode(histories[rows]), k, rest)
     return items, scores
 
 
 @torch.no_grad()
-def top_k_of_each(scorers: Scorers, histories: Tensor, k: int, item_chunk: int = 65536) -> list[tuple[Tensor, Tensor]]:
+def top_k_of_each(scorers: Scorers, histories: Tensor, k: int) -> list[tuple[Tensor, Tensor]]:
     """`top_k` of each scorer, from one pass over the catalogue.
 
     Every item is scored: what bounds save is less than what the scorers share, the more so the more they are.
     """
     users = scorers.encode(histories)
     best = [_BestItems(k) for _ in range(len(scorers))]
-    for first, last in _stretches(scorers.num_items, item_chunk):
+    for first, last in stretches(scorers.num_items):
         for own, scores in zip(best, scorers.score(users, first, last), strict=True):
             own.add(scores, first)
     return [own.lists() for own in best]
 
 
-def _scan(scorer: Scorer, users: Any, k: int, exclude: Tensor | None, item_chunk: int) -> tuple[Tensor, Tensor]:
+def _scan(scorer: Scorer, users: Any, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """`top_k` from the scores of all items."""
     best = _BestItems(k)
-    for first, last in _stretches(scorer.num_items, item_chunk):
+    for first, last in stretches(scorer.num_items):
         scores = scorer.score(users, first, last)
         best.add(scores if exclude is None else _mask(scores, exclude.to(scores.device), first), first)
     return best.lists()
 
 
-def _stretches(num_items: int, item_chunk: int) -> Iterator[tuple[int, int]]:
-    """First item and first after it of each part of the catalogue."""
-    for first in range(1, num_items + 1, item_chunk):
-        yield first, min(first + item_chunk, num_items + 1)
+def stretches(num_items: int) -> Iterator[tuple[int, int]]:
+    """First item, and first after it, of each part of the catalogue that is scored at once."""
+    size = ITEMS_AT_ONCE if own_device().type == "cpu" else ITEMS_AT_ONCE_ON_GPU
+    for first in range(1, num_items + 1, size):
+        yield first, min(first + size, num_items + 1)
 
 
 class _BestItems:
@@ -189,7 +194,6 @@ def recommend_users(
     k: int,
     remove_seen: bool = False,
     user_chunk: int = 256,
-    item_chunk: int = 65536,
     accelerator: Accelerator | None = None,
 ) -> npt.NDArray[np.int64]:
     """The k best items of every user, [U, k], on every process.
@@ -201,7 +205,7 @@ def recommend_users(
     def lists(first: int, last: int) -> list[Tensor]:
         exclude = users.seen(first, last) if remove_seen else None
         histories = users.histories(first, last, scorer.max_history)
-        return [top_k(scorer, histories, k, exclude, item_chunk)[0]]
+        return [top_k(scorer, histories, k, exclude)[0]]
 
     return _share_users(lists, (1, len(users), k), user_chunk, accelerator)[0].numpy()
 
@@ -233,7 +237,6 @@ def evaluate(
     ks: Sequence[int] = (10, 20, 50),
     remove_seen: bool = False,
     user_chunk: int = 256,
-    item_chunk: int = 65536,
     accelerator: Accelerator | None = None,
 ) -> EvaluationResult:
     """Rank the whole catalogue for every user and compare with the targets; no candidates are sampled.
@@ -244,7 +247,7 @@ def evaluate(
     """
     check_askable(users, ks)
     longest = min(max(ks), scorer.num_items)
-    recommended = recommend_users(scorer, users, longest, remove_seen, user_chunk, item_chunk, accelerator)
+    recommended = recommend_users(scorer, users, longest, remove_seen, user_chunk, accelerator)
     return compare_with_targets(recommended, users, ks)
 
 
@@ -253,7 +256,6 @@ def evaluate_each(
     users: EvaluationUsers,
     ks: Sequence[int] = (10, 20, 50),
     user_chunk: int = 256,
-    item_chunk: int = 65536,
     accelerator: Accelerator | None = None,
 ) -> list[EvaluationResult]:
     """`evaluate` of each scorer, with seen items kept, for little more than the cost of one."""
@@ -262,7 +264,7 @@ def evaluate_each(
 
     def lists(first: int, last: int) -> list[Tensor]:
         histories = users.histories(first, last, scorers.max_history)
-        return [items for items, _ in top_k_of_each(scorers, histories, longest, item_chunk)]
+        return [items for items, _ in top_k_of_each(scorers, histories, longest)]
 
     recommended = _share_users(lists, (len(scorers), len(users), longest), user_chunk, accelerator)
     return [compare_with_targets(own.numpy(), users, ks) for own in recommended]

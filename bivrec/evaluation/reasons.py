@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bivrec.evaluation.ranking import Scorer
+from bivrec.evaluation.ranking import Scorer, stretches
 
 RECENT = 50
 """Items of a history that are asked; each costs a ranking of the catalogue."""
 
 
 @torch.no_grad()
-def reasons(scorer: Scorer, histories: Tensor, items: Tensor, item_chunk: int = 65536) -> Tensor:
+def reasons(scorer: Scorer, histories: Tensor, items: Tensor) -> Tensor:
     """For each recommended item the item of the history without which it would be the least likely, int64 [B, k].
 
     histories: int64 [B, L], padded on the left with 0, none empty; their last RECENT items are left out one after the
@@ -20,13 +20,13 @@ def reasons(scorer: Scorer, histories: Tensor, items: Tensor, item_chunk: int = 
     scores over the whole catalogue says. 0 where no item of the history makes an item likelier, and for padding.
     Source: erasure of parts of the input (Li, Monroe and Jurafsky, arXiv 1612.08220).
     """
-    whole = _log_probabilities(scorer, histories, items, item_chunk)
+    whole = _log_probabilities(scorer, histories, items)
     items = items.to(whole.device)
     largest, found = torch.zeros_like(whole), torch.zeros_like(items)
     for place in range(max(0, histories.shape[1] - RECENT), histories.shape[1]):
         item = histories[:, place : place + 1]
         others, alone = _without(histories, item)
-        fall = whole - _log_probabilities(scorer, others, items, item_chunk)
+        fall = whole - _log_probabilities(scorer, others, items)
         # Nothing can be said without any history, and nobody else can be the reason.
         fall = fall.masked_fill(alone.to(fall.device), torch.inf).masked_fill((item == 0).to(fall.device), 0.0)
         found = torch.where(fall > largest, item.to(fall.device), found)
@@ -42,12 +42,11 @@ def _without(histories: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(alone, histories, others.gather(1, order)), alone
 
 
-def _log_probabilities(scorer: Scorer, histories: Tensor, items: Tensor, item_chunk: int) -> Tensor:
+def _log_probabilities(scorer: Scorer, histories: Tensor, items: Tensor) -> Tensor:
     """Of items [B, k] after the histories, float32 [B, k]; meaningless but finite for item 0."""
     users = scorer.encode(histories)
     parts, chosen = [], None
-    for first in range(1, scorer.num_items + 1, item_chunk):
-        last = min(first + item_chunk, scorer.num_items + 1)
+    for first, last in stretches(scorer.num_items):
         scores = scorer.score(users, first, last).float()
         parts.append(scores.logsumexp(1, keepdim=True))
         column = items.to(scores.device) - first
