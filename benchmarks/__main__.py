@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("prepare", "sampling", "train_step", "ranking", "scaling", "memory", "encode")
+NAMES = ("prepare", "sampling", "train_step", "ranking", "serving", "scaling", "memory", "encode")
 
 
 def main() -> int:

@@ -30,12 +30,12 @@ from bivrec.evaluation.protocol import EvaluationUsers
 NUM_ITEMS, LENGTH, STEPS = 50_000, 20, 100
 
 
-def write(folder: Path, users: dict[str, int]) -> None:
+def write(folder: Path, users: dict[str, int], num_items: int = NUM_ITEMS) -> None:
     """A Domain with this many users of each split, all with LENGTH interactions."""
     random = np.random.default_rng(0)
     sequences = {}
     for split, count in users.items():
-        items = random.integers(1, NUM_ITEMS + 1, count * LENGTH, dtype=np.int32)
+        items = random.integers(1, num_items + 1, count * LENGTH, dtype=np.int32)
         ids = [f"{split}-user-{row}" for row in range(count)]
         sequences[split] = Sequences(np.arange(count + 1) * LENGTH, items, np.arange(len(items)), ids)
     info = DomainInfo(
@@ -45,21 +45,21 @@ def write(folder: Path, users: dict[str, int]) -> None:
         images=None,
         seed=0,
         k_core=0,
-        num_items=NUM_ITEMS,
+        num_items=num_items,
         users=users,
         interactions={split: count * LENGTH for split, count in users.items()},
         num_users=sum(users.values()),
         num_interactions=sum(users.values()) * LENGTH,
         dropped=dict.fromkeys(REQUIRED_KEYS["dropped"], 0),
         items_not_listed=0,
-        missing=dict.fromkeys(REQUIRED_KEYS["missing"], NUM_ITEMS),
+        missing=dict.fromkeys(REQUIRED_KEYS["missing"], num_items),
         features={},
         files={},
         protocol=USER_SPLIT,
         cutoffs={},
     )
-    names = pa.array([f"item-{row}" for row in range(NUM_ITEMS)])
-    nothing = pa.nulls(NUM_ITEMS, pa.string())
+    names = pa.array([f"item-{row}" for row in range(num_items)])
+    nothing = pa.nulls(num_items, pa.string())
     folder.mkdir()
     write_domain(
         folder, info, sequences, pa.table([names, nothing, nothing, nothing], ["item_id", "title", "text", "image"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import encode, prepare, ranking, sampling
+from benchmarks import encode, prepare, ranking, sampling, serving
 from benchmarks.__main__ import NAMES
 from benchmarks.report import report
 from bivrec.data.domain import Domain
@@ -53,6 +53,11 @@ def test_faiss_merges_the_lists_of_a_users_interests() -> None:
     users = torch.arange(20)
     for exclude in (None, seen):
         assert systems["faiss flat"](users, exclude).equal(systems[ranking.REFERENCE](users, exclude))
+
+
+def test_serving(tmp_path: Path) -> None:
+    rows = rows_of(serving.main, tmp_path, "--items", 300, "--rounds", 1)
+    assert [row["histories"] for row in rows] == [1, 16, 256]
 
 
 def test_sampling(tmp_path: Path) -> None:

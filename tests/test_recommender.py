@@ -1,6 +1,7 @@
 """What a service calls: lists by item ids, for histories of item ids."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_a_list_depends_on_its_history_alone(recommender: Recommender, histories
     for history, expected in zip(some, together, strict=True):
         (alone,) = recommender.recommend([history], 5)
         assert [item for item, _ in alone] == [item for item, _ in expected]
+
+
+def test_threads_may_ask_at_once(recommender: Recommender, histories: dict[str, list[str]]) -> None:
+    asked = list(histories.values())
+    expected = [recommender.recommend([history], 5) for history in asked]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda history: recommender.recommend([history], 5), asked)) == expected
 
 
 def test_many_histories_take_no_more_memory_than_some(
