@@ -102,7 +102,7 @@ class SequenceEncoder(nn.Module):
             folded = None if content is None else content.view(batch * readers, count, width)
             everything = torch.ones(batch * readers, count, dtype=torch.bool, device=items.device)
             merged, gathered, regrouped = stage(
-                # As the states that the first stage reads: interests start so small that noise would regroup them.
+                # As large as the states that the first stage reads: noise alone would allocate what is small.
                 functional.layer_norm(interests, (width,)).view(batch * readers, count, width),
                 folded,
                 everything,
