@@ -13,6 +13,7 @@ from stages import bivrec, config, items_of_split, succeed
 
 from bivrec.artefact import BiVRec
 from bivrec.data.domain import Domain, write_domain
+from bivrec.data.histories import users_of_split
 from bivrec.data.info import SPLITS
 from bivrec.data.sequences import Sequences
 from bivrec.errors import BivrecError
@@ -159,7 +160,7 @@ def test_other_users_may_be_recommended_to(source: Domain, later: Domain, tmp_pa
     refused = bivrec("evaluate", later.path, "--run", run.path)
     assert "as many test users and interactions as then, but others" in refused.output
     succeed("recommend", later.path, "--run", run.path, "--to", tmp_path / "lists.csv")
-    assert set(pd.read_csv(tmp_path / "lists.csv")["user_id"]) == set(later.sequences("test").user_ids)
+    assert set(pd.read_csv(tmp_path / "lists.csv")["user_id"]) == set(users_of_split(later, "all").user_ids)
 
 
 def test_other_users_are_not_those_of_a_published_model(

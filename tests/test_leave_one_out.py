@@ -134,8 +134,9 @@ def test_the_whole_sequence_is_recommended_from(domain: Domain, shop: Path, run:
 
 def test_users_have_their_whole_sequences(domain: Domain, shop: Path) -> None:
     ids, sequences = domain.item_ids(), log(shop)
+    assert sorted(users_of_split(domain, "all").user_ids) == sorted(sequences)
     for users in (
-        *(users_of_split(domain, split) for split in SPLITS),
+        *(users_of_split(domain, split) for split in (*SPLITS, "all")),
         users_of_domain(domain, ["u7", "u0", "u119", "u1", "u2"]),
     ):
         assert len(users)

@@ -81,7 +81,7 @@ def test_every_format_holds_the_lists_of_a_slow_ranking(
     model: list[object], source: Domain, pretrained: Run, tmp_path: Path, suffix: str, seen: str
 ) -> None:
     path = tmp_path / f"lists{suffix}"
-    printed = succeed("recommend", *model, "--to", path, "--k", 7, f"--{seen}-seen")
+    printed = succeed("recommend", *model, "--to", path, "--k", 7, f"--{seen}-seen", "--split", "test")
     users = source.sequences("test")
     assert f"{7 * len(users)} recommendations of pretrained both to {len(users)} users" in printed
     rows = read(path)
@@ -101,8 +101,17 @@ def test_split_and_view(
     assert_same(lists_of(read(tmp_path / "l.parquet")), expected)
 
 
+def test_every_user_is_asked(model: list[object], source: Domain, pretrained: Run, tmp_path: Path) -> None:
+    succeed("recommend", *model, "--to", tmp_path / "l.csv", "--k", 3)
+    scorer = ModelScorer(pretrained.load_model(source))
+    parts = (slow_lists(source, scorer, source.sequences(split), 3, remove_seen=True) for split in SPLITS)
+    expected = {user: items for part in parts for user, items in part.items()}
+    assert_same(lists_of(read(tmp_path / "l.csv")), dict(sorted(expected.items())))
+
+
 def test_a_tower_recommends_where_it_was_never_trained(tower: Path, target: Domain, tmp_path: Path) -> None:
-    succeed("recommend", target.path, "--from-hub", tower, "--to", tmp_path / "l.csv", "--k", 5, "--titles")
+    options = ("--k", 5, "--titles", "--split", "test")
+    succeed("recommend", target.path, "--from-hub", tower, "--to", tmp_path / "l.csv", *options)
     rows = read(tmp_path / "l.csv")
     (found,) = named_scorers(target, published=[str(tower)])
     assert_same(lists_of(rows), slow_lists(target, found.scorer, target.sequences("test"), 5, remove_seen=True))
@@ -203,7 +212,7 @@ def test_reasons_are_items_of_the_history(model: list[object], source: Domain, t
     titles = dict(zip(ids, source.item_table()["title"], strict=True))
     bought = {user: {ids[item - 1] for item in users[row].tolist()} for row, user in enumerate(users.user_ids)}
     for path, more in ((tmp_path / "plain.parquet", ()), (tmp_path / "titled.jsonl", ("--titles",))):
-        succeed("recommend", *model, "--to", path, "--k", 3, "--because", *more)
+        succeed("recommend", *model, "--to", path, "--k", 3, "--because", "--split", "test", *more)
         rows = [row for row in read(path) if row["because_item_id"] is not None]
         assert rows
         for row in rows:
@@ -234,7 +243,7 @@ def interactions(domain: Domain, split: str) -> pa.Table:
 def test_a_file_of_histories_gives_what_the_domain_gives(model: list[object], source: Domain, tmp_path: Path) -> None:
     table = interactions(source, "test")
     pq.write_table(table, tmp_path / "h.parquet")
-    succeed("recommend", *model, "--to", tmp_path / "known.csv", "--k", 6)
+    succeed("recommend", *model, "--split", "test", "--to", tmp_path / "known.csv", "--k", 6)
     succeed("recommend", *model, "--history", tmp_path / "h.parquet", "--to", tmp_path / "new.csv", "--k", 6)
     known, new = (lists_of(read(tmp_path / name)) for name in ("known.csv", "new.csv"))
     assert_same(new, {f"new-{user}": items for user, items in known.items()})
@@ -305,7 +314,7 @@ def test_a_history_with_dates(model: list[object], source: Domain, tmp_path: Pat
 def test_only_some_items(model: list[object], source: Domain, pretrained: Run, tmp_path: Path, view: str) -> None:
     stock = source.item_ids()[3:20:2]
     (tmp_path / "stock.csv").write_text("\n".join(["sku", "gone", *stock, stock[0]]) + "\n")
-    options = ("--only", tmp_path / "stock.csv", "--item-column", "sku", "--view", view, "--k", 30)
+    options = ("--only", tmp_path / "stock.csv", "--item-column", "sku", "--view", view, "--k", 30, "--split", "test")
     result = bivrec("recommend", *model, "--to", tmp_path / "l.csv", *options)
     assert result.exit_code == 0, result.output
     assert "1 items, such as 'gone', are not in source" in result.stderr

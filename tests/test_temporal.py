@@ -153,7 +153,8 @@ def test_the_shares_are_of_the_interactions(shop: Path, tmp_path: Path) -> None:
 def test_the_whole_sequence_is_recommended_from(domain: Domain, shop: Path) -> None:
     ids, sequences = domain.item_ids(), log(shop)
     everybody = sorted({user for part in expected_parts(shop).values() for user in part})
-    for users in (*(users_of_split(domain, split) for split in SPLITS), users_of_domain(domain, everybody)):
+    assert users_of_split(domain, "all").user_ids == everybody
+    for users in (*(users_of_split(domain, split) for split in (*SPLITS, "all")), users_of_domain(domain, everybody)):
         assert len(users)
         for place, user in enumerate(users.user_ids):
             times = users.timestamps[users.offsets[place] : users.offsets[place + 1]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
-from bivrec.data.info import SPLITS
+from bivrec.data.info import ALL, SPLITS
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ RECENT = 10
 @click.option("--user", "user_ids", metavar="ID", multiple=True,
               help="Only this user, of whatever split; repeatable. Without --to, the list is printed, as "
                    "that of a history with one user is.")  # fmt: skip
-@click.option("--split", type=click.Choice(SPLITS), help="Users of DOMAIN, whole sequences.  [default: test]")
+@click.option("--split", type=click.Choice([ALL, *SPLITS]), help="Users of DOMAIN, whole sequences.  [default: all]")
 @click.option("--history", type=FOLDER, metavar="FILE",
               help="Instead, users of a table of interactions: CSV, TSV, Parquet or JSON lines.")  # fmt: skip
 @click.option("--user-column", default="user_id", help="User ids, in the history.")
@@ -91,7 +91,7 @@ def recommend(
     if to is not None:
         check_output(to, overwrite=overwrite)
     opened = Domain.open(domain)
-    users = _users(opened, split or "test", user_ids, history, columns)
+    users = _users(opened, split or ALL, user_ids, history, columns)
     if to is None and not user_ids and len(users) > 1:
         raise BivrecError(f"{history}: {len(users):,} users; give --to FILE, or --user ID to print the list of one")
     allowed = _allowed(opened, only, str(columns["item_column"])) if only else None

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, TIME, read_columns
 from bivrec.data.domain import Domain
-from bivrec.data.info import SPLITS, USER_SPLIT
+from bivrec.data.info import ALL, SPLITS, USER_SPLIT
 from bivrec.data.raw import encode_ids
+from bivrec.data.refit import RefitDomain
 from bivrec.data.sequences import Sequences
 from bivrec.data.stretches import places_of
 from bivrec.data.tables import Columns
@@ -102,7 +103,10 @@ def users_of_domain(domain: Domain, user_ids: Sequence[str]) -> Sequences:
 
 
 def users_of_split(domain: Domain, split: str) -> Sequences:
-    """The users of a split, ordered by user id, with whole sequences: where splits share users they have parts."""
+    """The users of a split, or of ALL, ordered by user id, with whole sequences: where splits share users they have
+    parts."""
+    if split == ALL:
+        return RefitDomain(domain, with_test=True).sequences("train")
     users = domain.sequences(split)
     if domain.info.protocol == USER_SPLIT or split == "test":
         return users

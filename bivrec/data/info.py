@@ -14,6 +14,8 @@ from bivrec.files import check_format, read_json, write_json
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
+ALL = "all"
+"""In the place of a split: every user of the Domain."""
 USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL = "user-split", "leave-one-out", "temporal"
 PROTOCOLS = (USER_SPLIT, LEAVE_ONE_OUT, TEMPORAL)
 INFO_FILE = "domain.json"
