@@ -22,6 +22,8 @@ from bivrec.errors import BivrecError
 
 MODALITIES = ("text", "image")
 VIEWS = ("id", "mm")
+HELD_OUT = ("validation", "test")
+"""The splits of a Domain that are not trained on."""
 INTERESTS = ("free", "content", "free+content")
 CONTENT_FLOORS = ("content-knn", "recent-content-knn")
 """Those that read features."""
@@ -286,7 +288,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "configuration") -
 
 def held_out_known(training: Mapping[str, Any]) -> tuple[str, ...]:
     """Of the splits that are held out, those that were trained on too; `training` is that section as of `to_dict`."""
-    return tuple(split for split in ("validation", "test") if training.get(f"with_{split}", False))
+    return tuple(split for split in HELD_OUT if training.get(f"with_{split}", False))
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.baselines.towers import fresh_towers
-from bivrec.config import Config, config_from_dict
+from bivrec.config import HELD_OUT, Config, config_from_dict
 from bivrec.data.domain import Domain, sequence_file
 from bivrec.data.info import FeatureSpec, feature_spec, wrong_field
 from bivrec.errors import BivrecError
@@ -29,7 +29,6 @@ from bivrec.results import Results, checked_results
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
-HELD_OUT = ("validation", "test")
 ITEMS_FILE, RESULTS_FILE = "items.json", "results.json"
 MARKS = ("run.json",)
 """Files that every folder of a Run holds."""
