@@ -105,28 +105,17 @@ def users_of_domain(domain: Domain, user_ids: Sequence[str]) -> Sequences:
 def users_of_split(domain: Domain, split: str) -> Sequences:
     """The users of a split, or of ALL, ordered by user id, with whole sequences: where splits share users they have
     parts."""
+    if split != ALL and (domain.info.protocol == USER_SPLIT or split == "test"):
+        return domain.sequences(split)
+    everybody = RefitDomain(domain, with_test=True).sequences("train")
     if split == ALL:
-        return RefitDomain(domain, with_test=True).sequences("train")
+        return everybody
     users = domain.sequences(split)
-    if domain.info.protocol == USER_SPLIT or split == "test":
-        return users
-    # What a later split has of a user begins as what an earlier one has.
-    sources = [domain.sequences(name) for name in SPLITS[SPLITS.index(split) :]]
-    ids = pa.array(users.user_ids, pa.string())
-    starts, lengths = users.offsets[:-1].copy(), users.lengths
-    end = 0
-    for source in sources:
-        rows = pc.index_in(ids, value_set=pa.array(source.user_ids, pa.string()))
-        here = rows.is_valid().to_numpy(zero_copy_only=False)
-        rows = rows.drop_null().to_numpy()
-        starts[here], lengths[here] = end + source.offsets[rows], source.lengths[rows]
-        end += len(source.items)
-    offsets, places = places_of(starts, lengths)
+    rows = pc.index_in(pa.array(users.user_ids, pa.string()), value_set=pa.array(everybody.user_ids, pa.string()))
+    rows = rows.to_numpy()
+    offsets, places = places_of(everybody.offsets[:-1][rows], everybody.lengths[rows])
     return dataclasses.replace(
-        users,
-        offsets=offsets,
-        items=np.concatenate([source.items for source in sources])[places],
-        timestamps=np.concatenate([source.timestamps for source in sources])[places],
+        users, offsets=offsets, items=everybody.items[places], timestamps=everybody.timestamps[places]
     )
 
 
