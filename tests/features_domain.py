@@ -100,6 +100,41 @@ def save_bert(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_t5(folder: Path, words: Path) -> Path:
+    """The encoder alone, as Sentence-T5; tokenizer of the BERT in `words`."""
+    from transformers import BertTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    tokenizer = BertTokenizerFast.from_pretrained(words)
+    T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=8, num_layers=1, num_heads=2)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_dual(folder: Path, kind: str, words: Path) -> Path:
+    """A CLIP or SigLIP (`kind`) of 24 dimensions, which reads up to 64 tokens; tokenizer of the BERT in `words`."""
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(words)
+    tokenizer.model_max_length = 64
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 3}
+    vision = {**sizes, "image_size": 32, "patch_size": 16}
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    else:
+        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+        transformers.SiglipModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    transformers.SiglipImageProcessor(size=size).save_pretrained(folder)
+    return folder
+
+
 def save_resnet(folder: Path) -> Path:
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 

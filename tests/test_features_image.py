@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 import torch
-from features_domain import save_pictures, save_resnet
+from features_domain import save_bert, save_dual, save_pictures, save_resnet
 from PIL import Image
 
 from bivrec.errors import BivrecError
@@ -44,11 +44,24 @@ def test_faulty_sources(pictures, tmp_path):
             ImageFiles(source)
 
 
-def test_resnet_gives_its_pooled_output(pictures, tmp_path):
-    encoder = TransformersImageEncoder(str(save_resnet(tmp_path / "resnet")))
+@pytest.mark.parametrize("kind", ["resnet", "clip", "siglip"])
+def test_networks_give_their_pooled_output_or_projection(pictures, tmp_path, kind):
+    from transformers import AutoImageProcessor, AutoModel
+
+    if kind == "resnet":
+        folder = save_resnet(tmp_path / "resnet")
+    else:
+        folder = save_dual(tmp_path / kind, kind, save_bert(tmp_path / "bert"))
+    encoder = TransformersImageEncoder(str(folder))
     images = [ImageFiles(pictures).read(f"{row}.png") for row in range(4)]
     rows = encoder(images)
-    assert rows.shape == (4, encoder.dimension) == (4, 16)
+    pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
+    model = AutoModel.from_pretrained(folder).eval()
+    output = model(**pixels) if kind == "resnet" else model.get_image_features(**pixels)
+    expected = (output if isinstance(output, torch.Tensor) else output.pooler_output).detach().flatten(1)
+    torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-4)
+    assert rows.shape == (4, encoder.dimension) == (4, 16 if kind == "resnet" else 24)
+    assert encoder.pooling == ("pooler" if kind == "resnet" else "projection")
     alone = torch.cat([encoder([image]) for image in images])
     torch.testing.assert_close(rows, alone, atol=1e-5, rtol=1e-4)
 

@@ -2,10 +2,11 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from features_domain import save_bert, texts
+from features_domain import save_bert, save_dual, save_t5, texts
 
 from bivrec.errors import BivrecError
 from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
@@ -16,9 +17,20 @@ def bert(tmp_path_factory):
     return save_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_padding_and_batching_do_not_change_an_embedding(bert, pooling):
-    encoder = TransformersTextEncoder(str(bert), pooling=pooling)
+@pytest.fixture(scope="module")
+def encoders(bert, tmp_path_factory):
+    """Folders by the kind of network."""
+    folder = tmp_path_factory.mktemp("encoders")
+    duals = {kind: save_dual(folder / kind, kind, bert) for kind in ("clip", "siglip")}
+    return {"bert": bert, "t5": save_t5(folder / "t5", bert), **duals}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [("bert", "mean"), ("bert", "cls"), ("bert", "last"), ("t5", "mean"), ("clip", None), ("siglip", None)],
+)
+def test_padding_and_batching_do_not_change_an_embedding(encoders, kind, pooling):
+    encoder = TransformersTextEncoder(str(encoders[kind]), pooling=pooling)
     inputs = texts(9)
     alone = torch.cat([encoder([text]) for text in inputs])
     torch.testing.assert_close(encoder(inputs), alone, atol=1e-5, rtol=1e-4)
@@ -29,9 +41,45 @@ def test_poolings_are_those_of_the_hidden_states(bert):
 
     tokens = AutoTokenizer.from_pretrained(bert)("red glass lamp", return_tensors="pt")
     states = AutoModel.from_pretrained(bert).eval()(**tokens).last_hidden_state[0]
-    for pooling, expected in (("mean", states.mean(0)), ("cls", states[0])):
+    mean = states.mean(0)
+    for pooling, expected in ((None, mean), ("mean", mean), ("cls", states[0]), ("last", states[-1])):
         row = TransformersTextEncoder(str(bert), pooling=pooling)(["red glass lamp"])[0]
         torch.testing.assert_close(row, expected.detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_tokenizer_may_fill_up_on_the_left(bert, pooling):
+    """As those of language models do; this BERT, whose positions shift then, is not asked to."""
+    encoder = TransformersTextEncoder(str(bert), pooling=pooling)
+    states = torch.arange(24.0).view(2, 4, 3)
+    encoder._model = lambda **batch: SimpleNamespace(last_hidden_state=states)
+    expected = {"mean": states[0, 2:].mean(0), "cls": states[0, 2], "last": states[0, 3]}[pooling]
+    pooled = encoder._pool({"attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])})
+    assert torch.equal(pooled[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_texts_of_a_dual_network_lie_where_its_images_do(encoders, kind):
+    """Filled up to 64 tokens, as SigLIP was trained; CLIP leaves what is filled up out."""
+    from transformers import AutoModel, AutoTokenizer
+
+    encoder = TransformersTextEncoder(str(encoders[kind]))
+    tokens = AutoTokenizer.from_pretrained(encoders[kind])("red glass lamp", padding="max_length", return_tensors="pt")
+    model = AutoModel.from_pretrained(encoders[kind]).eval()
+    output = model.get_text_features(**tokens)
+    expected = (output if isinstance(output, torch.Tensor) else output.pooler_output).detach()
+    assert encoder.pooling == "projection"
+    assert tokens["input_ids"].shape[1] == 64
+    torch.testing.assert_close(encoder(["red glass lamp"]), expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(BivrecError, match=r"max_tokens 65: .* reads 3 to 64 tokens"):
+        TransformersTextEncoder(str(encoders[kind]), max_tokens=65)
+
+
+def test_a_pooling_that_a_network_has_not(encoders):
+    with pytest.raises(BivrecError, match=r"'mean': .*clip has only the projection of CLIP and its like; leave"):
+        TransformersTextEncoder(str(encoders["clip"]), pooling="mean")
+    with pytest.raises(BivrecError, match=r"'projection': .*bert has no projection into a space with images; leave"):
+        TransformersTextEncoder(str(encoders["bert"]), pooling="projection")
 
 
 def test_texts_are_cut_at_max_tokens(bert):
@@ -42,23 +90,27 @@ def test_texts_are_cut_at_max_tokens(bert):
 
 
 def test_networks_that_are_no_encoders_of_texts_are_refused(bert, tmp_path):
-    """GPT-2 has no token to fill a batch with, T5 asks for what is to follow."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2Model, T5Config, T5Model
+    """GPT-2 has no token to fill a batch with."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
-    sizes = {"vocab_size": 40, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    networks = {
-        "gpt2": GPT2Model(GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=64)),
-        "t5": T5Model(T5Config(**sizes)),
-    }
-    for name, network in networks.items():
-        network.save_pretrained(tmp_path / name)
-        tokenizer = AutoTokenizer.from_pretrained(bert)
-        if name == "gpt2":
-            tokenizer.pad_token = None
-        tokenizer.save_pretrained(tmp_path / name)
-        with pytest.raises(BivrecError, match=f"{name}: cannot be used as an encoder .* such as BERT") as fault:
-            TransformersTextEncoder(str(tmp_path / name), max_tokens=16)
-        assert "\n" not in str(fault.value)
+    GPT2Model(GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=64)).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BivrecError, match=r"cannot be used as an encoder .* such as BERT") as fault:
+        TransformersTextEncoder(str(tmp_path), max_tokens=16)
+    assert "\n" not in str(fault.value)
+
+
+def test_what_a_checkpoint_has_beside_the_network_is_no_news(bert, tmp_path, capfd):
+    """As the heads of most text encoders."""
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    BertForMaskedLM(BertConfig.from_pretrained(bert)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
+    capfd.readouterr()
+    TransformersTextEncoder(str(tmp_path), pooling="cls")
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
 
 
 def test_revision_of_a_folder_identifies_the_weights(bert, tmp_path):

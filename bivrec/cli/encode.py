@@ -43,7 +43,11 @@ def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 )
 @click.option("--ids", type=FILE, help="Item ids of the rows of a .npy feature file, one per line.")
 @click.option("--images", type=FILE, help="Folder or tar of the images, if not where `prepare` found them.")
-@click.option("--pooling", type=click.Choice(["mean", "cls"]), default="mean", help="How tokens become one vector.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "last", "projection"]),
+    help="How tokens become one vector.  [default: projection of CLIP, SigLIP and their like; of others mean]",
+)
 @click.option("--max-tokens", type=click.IntRange(3), default=64, help="Longer texts are cut.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Items per batch.")
 @click.option("--whiten", is_flag=True, help="Centre the features and even out their variances (ZCA).")
@@ -66,7 +70,7 @@ def encode(
     image_features: Path | None,
     ids: Path | None,
     images: Path | None,
-    pooling: str,
+    pooling: str | None,
     max_tokens: int,
     batch_size: int,
     whiten: bool,
@@ -152,7 +156,7 @@ class _How(TypedDict):
     half: bool
 
 
-def _text_encoder(source: str, name: str | None, pooling: str, max_tokens: int, device: str | None) -> Encoder:
+def _text_encoder(source: str, name: str | None, pooling: str | None, max_tokens: int, device: str | None) -> Encoder:
     from bivrec.features.text import HashingTextEncoder, TransformersTextEncoder
 
     if source == HashingTextEncoder.name:

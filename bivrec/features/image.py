@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bivrec.data.images import open_tar
 from bivrec.errors import BivrecError, not_installed
-from bivrec.features.pretrained import default_device, load_pretrained, trial
+from bivrec.features.pretrained import default_device, is_dual, load_pretrained, projected, trial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,9 +45,8 @@ class ImageFiles:
 
 
 class TransformersImageEncoder:
-    """A vision network of the Hub or a local folder (ResNet, ConvNeXt, ViT, ...); its pooled output."""
-
-    pooling = "pooler"
+    """A network of the Hub or a local folder: the pooled output of one of vision (ResNet, ConvNeXt, DINOv2, ...), or
+    the vectors of images in the space that CLIP, SigLIP and their like share with texts."""
 
     def __init__(self, source: str, *, name: str | None = None, device: str | None = None) -> None:
         """name: of a local folder, for people; its own if None."""
@@ -56,13 +55,16 @@ class TransformersImageEncoder:
         pretrained = load_pretrained(source, "AutoImageProcessor", self.device, name)
         self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self._model, self._processor = pretrained.model, pretrained.preprocessor
+        self.pooling = "projection" if is_dual(self._model) else "pooler"
         self.dimension = trial(source, self, pillow.new("RGB", (64, 64)))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Float32 [len(images), dimension] on the CPU."""
-        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
-        pooled = getattr(self._model(pixel_values=pixels), "pooler_output", None)
+        pixels = self._processor(images=list(images), return_tensors="pt").to(self.device)
+        if is_dual(self._model):
+            return projected(self._model.get_image_features(**pixels)).float().cpu()
+        pooled = getattr(self._model(**pixels), "pooler_output", None)
         if pooled is None:
             raise BivrecError(f"{self.name}: the network has no pooled output; choose an image classifier's network")
         result: Tensor = pooled.flatten(1).float().cpu()

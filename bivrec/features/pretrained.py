@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,14 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
     name, revision = (source, None) if is_folder else _split_revision(source)
     try:
         processor = getattr(transformers, preprocessor).from_pretrained(name, revision=revision)
-        model, loading = transformers.AutoModel.from_pretrained(
-            name, revision=revision, use_safetensors=True, output_loading_info=True
-        )
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        # Of T5 the encoder alone, which is all that Sentence-T5 has.
+        encodes_texts = preprocessor == "AutoTokenizer" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+        network = transformers.AutoModelForTextEncoding if encodes_texts else transformers.AutoModel
+        with _only_errors(transformers):
+            model, loading = network.from_pretrained(
+                name, revision=revision, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, ImportError) as fault:
         reason = " ".join(str(fault).split())[:200]
         hint = "a folder with config.json, the preprocessor's files and *.safetensors is expected"
@@ -80,6 +86,17 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
     )
 
 
+def is_dual(model: Any) -> bool:
+    """Whether a network has a space of texts and images together, as CLIP and SigLIP do."""
+    return hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
+
+
+def projected(output: Any) -> Tensor:
+    """The vectors [n, d] of `get_text_features` and `get_image_features`, which transformers 4 gave as they are."""
+    vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return vectors
+
+
 def trial(source: str, encode: Callable[[Sequence[Any]], Tensor], example: Any) -> int:
     """The dimension of what an encoder makes of an example.
 
@@ -107,6 +124,17 @@ def _transformers() -> Any:
     except ImportError:
         raise not_installed("transformers", "encoders") from None
     return transformers
+
+
+@contextmanager
+def _only_errors(transformers: Any) -> Iterator[None]:
+    """Without the table of what a checkpoint has beside the network, heads above all; what it lacks is checked here."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
 def _split_revision(source: str) -> tuple[str, str | None]:
