@@ -135,6 +135,17 @@ def save_dual(folder: Path, kind: str, words: Path) -> Path:
     return folder
 
 
+def save_vit(folder: Path) -> Path:
+    """One that classifies, so that its checkpoint has no pooling head."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 def save_resnet(folder: Path) -> Path:
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 

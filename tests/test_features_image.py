@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 import torch
-from features_domain import save_bert, save_dual, save_pictures, save_resnet
+from features_domain import save_bert, save_dual, save_pictures, save_resnet, save_vit
 from PIL import Image
 
 from bivrec.errors import BivrecError
@@ -64,6 +64,19 @@ def test_networks_give_their_pooled_output_or_projection(pictures, tmp_path, kin
     assert encoder.pooling == ("pooler" if kind == "resnet" else "projection")
     alone = torch.cat([encoder([image]) for image in images])
     torch.testing.assert_close(rows, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_classifier_without_pooling_head_gives_its_first_token(pictures, tmp_path):
+    from transformers import AutoImageProcessor, ViTForImageClassification
+
+    folder = save_vit(tmp_path / "vit")
+    encoder = TransformersImageEncoder(str(folder))
+    images = [ImageFiles(pictures).read(f"{row}.png") for row in range(4)]
+    pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
+    classifier = ViTForImageClassification.from_pretrained(folder).eval().requires_grad_(False)
+    logits = classifier(**pixels).logits
+    assert encoder.pooling == "cls"
+    torch.testing.assert_close(classifier.classifier(encoder(images)), logits, atol=1e-5, rtol=1e-4)
 
 
 def test_descriptor_tells_colour_and_texture_apart():

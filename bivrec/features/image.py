@@ -45,8 +45,12 @@ class ImageFiles:
 
 
 class TransformersImageEncoder:
-    """A network of the Hub or a local folder: the pooled output of one of vision (ResNet, ConvNeXt, DINOv2, ...), or
-    the vectors of images in the space that CLIP, SigLIP and their like share with texts."""
+    """A network of the Hub or a local folder.
+
+    Of a network of vision (ResNet, ConvNeXt, DINOv2, ...) the pooled output, or the first token where the checkpoint
+    has no pooling head, as that of a ViT that classifies; of CLIP, SigLIP and their like the vectors of images in the
+    space that they share with texts.
+    """
 
     def __init__(self, source: str, *, name: str | None = None, device: str | None = None) -> None:
         """name: of a local folder, for people; its own if None."""
@@ -55,7 +59,7 @@ class TransformersImageEncoder:
         pretrained = load_pretrained(source, "AutoImageProcessor", self.device, name)
         self.name, self.revision, self.weights = pretrained.name, pretrained.revision, pretrained.weights
         self._model, self._processor = pretrained.model, pretrained.preprocessor
-        self.pooling = "projection" if is_dual(self._model) else "pooler"
+        self.pooling = "projection" if is_dual(self._model) else "pooler" if pretrained.has_pooler else "cls"
         self.dimension = trial(source, self, pillow.new("RGB", (64, 64)))
 
     @torch.inference_mode()
@@ -64,7 +68,8 @@ class TransformersImageEncoder:
         pixels = self._processor(images=list(images), return_tensors="pt").to(self.device)
         if is_dual(self._model):
             return projected(self._model.get_image_features(**pixels)).float().cpu()
-        pooled = getattr(self._model(**pixels), "pooler_output", None)
+        output = self._model(**pixels)
+        pooled = output.last_hidden_state[:, 0] if self.pooling == "cls" else getattr(output, "pooler_output", None)
         if pooled is None:
             raise BivrecError(f"{self.name}: the network has no pooled output; choose an image classifier's network")
         result: Tensor = pooled.flatten(1).float().cpu()

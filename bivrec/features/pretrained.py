@@ -32,6 +32,8 @@ class Pretrained:
     """`sha256:...` over the weights of a network of the Hub; None of a local folder, whose revision it is."""
     model: Any
     preprocessor: Any
+    has_pooler: bool
+    """Whether the checkpoint has all weights of the pooling head; without, what the head gives is random."""
 
 
 def load_pretrained(source: str, preprocessor: str, device: str, called: str | None = None) -> Pretrained:
@@ -39,7 +41,7 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
 
     called: what a local folder is called, its own name if None; towers know such an encoder by its weights.
     Only safetensors weights are read. Raises BivrecError if `transformers` or the model is missing,
-    or if a weight of the network is not in the checkpoint (it would be random).
+    or if a weight of the network other than its pooling head's is not in the checkpoint (it would be random).
     """
     transformers = _transformers()
     folder = Path(source)
@@ -65,8 +67,8 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
                 "check the name; offline, run `hf download` before, or give a local folder, `hashing` or `descriptor`"
             )
         raise BivrecError(f"{source}: the encoder cannot be loaded ({reason}); {hint}") from None
-    # Some checkpoints lack the pooling head, which the text encoders do not use.
-    absent = [key for key in loading["missing_keys"] if preprocessor != "AutoTokenizer" or "pooler" not in key]
+    # Some checkpoints lack the pooling head: those of classifiers and language models.
+    absent = [key for key in loading["missing_keys"] if "pooler" not in key]
     if absent:
         raise BivrecError(
             f"{source}: {len(absent)} weights are not in the checkpoint, first {absent[0]}; choose another"
@@ -83,6 +85,7 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
         weights=None if is_folder else checksum,
         model=model,
         preprocessor=processor,
+        has_pooler=not loading["missing_keys"],
     )
 
 
