@@ -29,7 +29,7 @@ def refit(
     its results compare with those of `run`.
 
     domain: what to train on instead of the Domain of `run`, such as one of the same shop with what came since.
-    with_test: train on the test's interactions as well, so that no results can be measured.
+    with_test: train on the test's interactions as well, so that no results can be measured, and any split will do.
     Raises BivrecError if `run` has not ended, its Domain or the tower that it started from is not what it was, or
     `domain` lacks its features or is split in another way.
     """
@@ -40,10 +40,10 @@ def refit(
             f"{path}: exists already; go on with `bivrec {run.info.stage} --to {path} --resume`, pass --overwrite to "
             "start anew, or another --to"
         )
-    if domain and domain.info.protocol != run.info.domain["protocol"]:
+    if domain and not with_test and domain.info.protocol != run.info.domain["protocol"]:
         raise BivrecError(
             f"{domain.location}: split by {domain.info.protocol}, {run.path} was trained on one split by "
-            f"{run.info.domain['protocol']}; prepare the Domain in the same way"
+            f"{run.info.domain['protocol']}; prepare the Domain in the same way, or train on all of it with --with-test"
         )
     if run.config.training.with_validation:
         raise BivrecError(f"{run.path}: was trained on the validation already; refit the Run before it")

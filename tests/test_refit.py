@@ -283,6 +283,19 @@ def test_a_domain_with_what_came_since(run: Run, shop: Path, domain: Domain, tmp
     today.load_model(Domain.open(tmp_path / "now"))
 
 
+def test_where_nothing_is_measured_any_split_will_do(run: Run, shop: Path, tmp_path: Path) -> None:
+    """Of a split by time, users who began after the test did are in no part; the default one has all."""
+    prepare_shop(shop, tmp_path / "all", "--split", "8:1:1")
+    succeed("encode", tmp_path / "all", "--text", "hashing", "--whiten")
+    succeed("refit", run.path, "--with-test", "--domain", tmp_path / "all", "--to", tmp_path / "run")
+    table = weights(Run.open(tmp_path / "run"), "best")["towers.id.items.table.weight"]
+    counts = pd.read_csv(shop / "interactions.csv")["item_id"].value_counts()
+    items = Domain.open(tmp_path / "all").item_ids()
+    assert table[1:].any(1).tolist() == [item in counts for item in items]
+    succeed("recommend", tmp_path / "all", "--run", tmp_path / "run", "--to", tmp_path / "lists.csv")
+    assert set(pd.read_csv(tmp_path / "lists.csv")["user_id"]) == {f"u{user:02}" for user in range(90)}
+
+
 def test_floors_and_groups_know_what_a_refit_knows(domain: Domain, run: Run, final: Run) -> None:
     options = ("--floor", "item-knn", "--by-popularity", "--json")
     of_run = bivrec("evaluate", domain.path, "--run", run.path, *options)
