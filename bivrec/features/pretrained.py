@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +50,8 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
         raise BivrecError(f"{source}: no such folder; give a folder with config.json and *.safetensors, or a Hub id")
     name, revision = (source, None) if is_folder else _split_revision(source)
     try:
-        processor = getattr(transformers, preprocessor).from_pretrained(name, revision=revision)
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
-        # Of T5 the encoder alone, which is all that Sentence-T5 has.
-        encodes_texts = preprocessor == "AutoTokenizer" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
-        network = transformers.AutoModelForTextEncoding if encodes_texts else transformers.AutoModel
         with _only_errors(transformers):
-            model, loading = network.from_pretrained(
-                name, revision=revision, use_safetensors=True, output_loading_info=True
-            )
+            processor, model, missing = _load(transformers, preprocessor, name, revision)
     except (OSError, ValueError, ImportError) as fault:
         reason = " ".join(str(fault).split())[:200]
         hint = "a folder with config.json, the preprocessor's files and *.safetensors is expected"
@@ -68,7 +61,7 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
             )
         raise BivrecError(f"{source}: the encoder cannot be loaded ({reason}); {hint}") from None
     # Some checkpoints lack the pooling head: those of classifiers and language models.
-    absent = [key for key in loading["missing_keys"] if "pooler" not in key]
+    absent = [key for key in missing if "pooler" not in key]
     if absent:
         raise BivrecError(
             f"{source}: {len(absent)} weights are not in the checkpoint, first {absent[0]}; choose another"
@@ -85,7 +78,7 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
         weights=None if is_folder else checksum,
         model=model,
         preprocessor=processor,
-        has_pooler=not loading["missing_keys"],
+        has_pooler=not missing,
     )
 
 
@@ -129,9 +122,21 @@ def _transformers() -> Any:
     return transformers
 
 
+def _load(transformers: Any, preprocessor: str, name: str, revision: str | None) -> tuple[Any, Any, Iterable[str]]:
+    """The preprocessor, the network, and the names of its weights that the checkpoint lacks."""
+    prepare = getattr(transformers, preprocessor).from_pretrained(name, revision=revision)
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    # Of T5 the encoder alone, which is all that Sentence-T5 has.
+    encodes_texts = preprocessor == "AutoTokenizer" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+    network = transformers.AutoModelForTextEncoding if encodes_texts else transformers.AutoModel
+    model, loading = network.from_pretrained(name, revision=revision, use_safetensors=True, output_loading_info=True)
+    return prepare, model, loading["missing_keys"]
+
+
 @contextmanager
 def _only_errors(transformers: Any) -> Iterator[None]:
-    """Without the table of what a checkpoint has beside the network, heads above all; what it lacks is checked here."""
+    """Without the table of what a checkpoint has beside the network, heads above all, and without what else might be
+    installed; what the checkpoint lacks is checked here."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
