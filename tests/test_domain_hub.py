@@ -79,6 +79,15 @@ def test_it_comes_back_bit_for_bit(hub: HubServer, source: Domain) -> None:
     assert record == original
 
 
+@pytest.mark.parametrize(("content", "line"), [('{"format_version": 99}', "upgrade bivrec"), (None, "not a Domain")])
+def test_what_cannot_be_read_is_not_fetched(hub: HubServer, source: Domain, content: str | None, line: str) -> None:
+    hub.create("org/shop", "dataset")
+    info = {} if content is None else {"domain.json": content.encode()}
+    hub.commit("org/shop", {**info, "items/data.arrow": bytes(100)}, kind="dataset")
+    assert line in fault("evaluate", "hub:org/shop", "--floor", "popularity")
+    assert not any("data.arrow" in request for request in hub.requests)
+
+
 def test_evaluations_are_those_of_the_original(hub: HubServer, source: Domain, pretrained: Run) -> None:
     succeed("publish-domain", source.path, "--to", "org/shop")
     options = ("--run", pretrained.path, "--floor", "item-knn", "--json")

@@ -289,11 +289,14 @@ def sequence_file(split: str) -> str:
 
 
 def _fetch(domain_class: type[Domain], location: str) -> Domain:
-    fetched = fetch(location.removeprefix(HUB_PREFIX), PUBLISHED_FILES, "dataset", local=False)
+    source = location.removeprefix(HUB_PREFIX)
+    # Before gigabytes of what cannot be read.
+    fetched = fetch(source, [INFO_FILE], "dataset", local=False)
     if not (fetched.folder / INFO_FILE).is_file():
         raise BivrecError(f"{location}: not a Domain (no {INFO_FILE}); publish one with `bivrec publish-domain`")
-    name = location.removeprefix(HUB_PREFIX).partition("@")[0]
-    domain = domain_class(fetched.folder, read_info(fetched.folder / INFO_FILE), f"{name}@{fetched.commit}")
+    info = read_info(fetched.folder / INFO_FILE)
+    fetch(source, PUBLISHED_FILES, "dataset", commit=fetched.commit, local=False)
+    domain = domain_class(fetched.folder, info, f"{source.partition('@')[0]}@{fetched.commit}")
     domain._check_files()
     return domain
 
