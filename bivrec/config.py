@@ -205,6 +205,12 @@ class TrainingConfig:
         "initial rows of the ID table: random, or spectral: near to each other where the same users had the items",
         choices=("random", "spectral"),
     )
+    projection_init: str = _setting(
+        "random",
+        "directions of features that fresh projections start from, where they are wider than hidden_size: random, or "
+        "principal: those in which the items of the Domain differ most, which keeps the most of their similarities",
+        choices=("random", "principal"),
+    )
     optimizer: str = _setting("adamw", "optimiser", choices=("adam", "adamw"))
     learning_rate: float = _setting(1e-3, "peak learning rate", low=0.0)
     tower_learning_rate: float | None = _setting(

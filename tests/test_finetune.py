@@ -260,6 +260,12 @@ def test_a_finetuning_killed_in_its_first_step_starts_again_from_the_tower(
     assert same(weights(straight), weights(resume(tmp_path / "broken")))
 
 
+def test_the_projection_of_a_tower_is_not_started_anew(artefact: Tower, target: Domain, tmp_path: Path) -> None:
+    still = recipe(steps=1, learning_rate=0.0, tower_learning_rate=0.0, projection_init="principal")
+    run = finetune(target, tmp_path / "run", finetune_config(still, artefact), artefact)
+    assert weights(run)["towers.mm.items.projection.weight"].equal(artefact.weights["items.projection.weight"])
+
+
 def test_a_run_without_a_checkpoint_does_not_resume(artefact: Tower, target: Domain, tmp_path: Path) -> None:
     run = finetune(target, tmp_path / "run", finetune_config(recipe(steps=1), artefact), artefact)
     run.checkpoint("last").unlink()

@@ -368,6 +368,41 @@ def test_a_spectral_id_table_begins_with_the_neighbours(source: Domain, tmp_path
     assert spectral[~known].equal(random[~known])
 
 
+def untouched_projections(domain: Domain, path: Path, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """That of the multimodal tower [D, F] before any step: by `projection_init` random, and principal."""
+    random, principal = (
+        weights(
+            pretrain(
+                domain,
+                path / init,
+                with_steps(
+                    1, 1, model=model, training={"projection_init": init, "learning_rate": 0.0, "views": ["mm"]}
+                ),
+            )
+        )["towers.mm.items.projection.weight"]
+        for init in ("random", "principal")
+    )
+    return random, principal
+
+
+def test_a_principal_projection_keeps_the_most_of_the_features(source: Domain, tmp_path: Path) -> None:
+    """What no projection to as few directions keeps of them is told by the smaller singular values (Eckart-Young)."""
+    features = source.features(("text", "image"))
+    random, principal = untouched_projections(source, tmp_path)
+    width = len(principal)
+    assert width < features.shape[1]
+    torch.testing.assert_close(principal @ principal.T, torch.eye(width), atol=1e-5, rtol=0)
+    best = np.square(np.linalg.svd(features.numpy(), compute_uv=False)[:width]).sum()
+    assert (features @ principal.T).square().sum().item() == pytest.approx(best, rel=1e-4)
+    assert (features @ random.T).square().sum() < 0.9 * best
+
+
+def test_a_projection_that_loses_nothing_starts_as_it_did(source: Domain, tmp_path: Path) -> None:
+    width = source.features(("text", "image")).shape[1]
+    random, principal = untouched_projections(source, tmp_path, hidden_size=width + width % 2, num_heads=2)
+    assert random.equal(principal)
+
+
 def test_the_seed_decides_everything(source: Domain, tmp_path: Path) -> None:
     runs = [
         pretrain(source, tmp_path / str(number), with_steps(2, 2, training={"seed": seed}))

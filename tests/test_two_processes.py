@@ -178,7 +178,8 @@ def test_a_run_that_another_process_trains_ends_both_with_its_message(source: Do
 
 
 def test_a_command_of_two_processes_prints_once(source: Domain, tmp_path: Path) -> None:
-    options = settings(model=NOISELESS, training={**STEPS, "precision": "fp32", "id_init": "spectral"})
+    starts = {"id_init": "spectral", "projection_init": "principal"}
+    options = settings(model=NOISELESS, training={**STEPS, "precision": "fp32", **starts})
     result = torchrun("-m", "bivrec", "pretrain", source.path, "--to", tmp_path / "run", *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("best weights, of step") == 1

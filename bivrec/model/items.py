@@ -46,6 +46,18 @@ class AttachedFeatures:
         """Rows [..., F] of items on the CPU."""
         return self._rows[items]
 
+    def principal_axes(self) -> Tensor:
+        """Orthonormal [F, F]: the direction that the rows share most is the first, and so on (no mean is taken off)."""
+        products = torch.zeros(self.shape[1], self.shape[1], dtype=torch.float64)
+        for part in torch.split(torch.arange(self.shape[0]), READ_AT_ONCE):
+            rows = self._rows[part].cpu().double()
+            products += rows.T @ rows
+        axes = torch.linalg.eigh(products).eigenvectors.T.flip(0)
+        # Which of its two ends a direction points to is left to the library.
+        longest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+        same_ends: Tensor = (axes * longest.sign()).float()
+        return same_ends
+
     def of(self, items: Tensor, like: Tensor) -> Tensor:
         """Rows [..., F] of items, where `like` lies and in its precision."""
         if not isinstance(self._rows, Tensor):
@@ -119,6 +131,7 @@ class FeatureItems(Items):
     def __init__(self, feature_size: int, hidden_size: int) -> None:
         super().__init__()
         self.projection = nn.Linear(feature_size, hidden_size, bias=False)
+        self.hidden_size = hidden_size
         # Orthogonal: before any training, similar features already give similar item vectors.
         nn.init.orthogonal_(self.projection.weight)
         # Not a buffer: data parallelism sends buffers from rank 0 to the others at every step.
@@ -132,6 +145,13 @@ class FeatureItems(Items):
                 "encode the Domain with the tower's encoders and modalities"
             )
         self.features = features if isinstance(features, AttachedFeatures) else AttachedFeatures(features)
+
+    @torch.no_grad()
+    def project_along(self, axes: Tensor) -> None:
+        """Start from the first D of the axes [F, F], turned at random, in place of D random directions."""
+        for block in self.projection.weight.view(-1, self.hidden_size, len(axes)):
+            turn = nn.init.orthogonal_(torch.empty(self.hidden_size, self.hidden_size))
+            block.copy_(turn @ axes[: self.hidden_size])
 
     def copy(self) -> FeatureItems:
         """The same projection with weights of its own, on the same features."""

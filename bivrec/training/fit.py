@@ -33,7 +33,7 @@ from bivrec.evaluation.protocol import EvaluationUsers
 from bivrec.files import check_new_folder, remove_leftovers, write_json
 from bivrec.locks import locked
 from bivrec.model.bivrec import BiVRecNetwork
-from bivrec.model.items import IdItems
+from bivrec.model.items import AttachedFeatures, FeatureItems, IdItems
 from bivrec.training.checkpoint import load_checkpoint
 from bivrec.training.distributed import failing_alike, share_weights
 from bivrec.training.loop import Trainer, make_accelerator
@@ -101,6 +101,8 @@ def fit(
                 part.trained = counts > 0
         if not resume:
             _start_tables(model, domain, config, counts > 0)
+            if origin is None and config.training.projection_init == "principal":
+                _start_projections(model)
             if len(model.views) > 1:
                 model.id_weight.fill_(config.training.id_weight)
                 model.id_trust.copy_(counts / (counts + HALF_TRUSTED))
@@ -185,6 +187,19 @@ def _start_tables(model: BiVRecNetwork, domain: Domain, config: Config, trained:
             table.weight[known] = vectors[known] * table.weight[trained].norm(dim=1).mean()
         # Data parallelism leaves large tables to each process.
         table.weight.copy_(broadcast(table.weight.data))
+
+
+def _start_projections(model: BiVRecNetwork) -> None:
+    """Along the principal axes of what they read; of features that fit, any orthogonal projection keeps all.
+
+    Each process finds them, and data parallelism sends those of the first.
+    """
+    axes: dict[AttachedFeatures, Tensor] = {}
+    for part in model.modules():
+        if isinstance(part, FeatureItems) and part.features and part.features.shape[1] > part.hidden_size:
+            if part.features not in axes:
+                axes[part.features] = part.features.principal_axes()
+            part.project_along(axes[part.features])
 
 
 def _run_info(
