@@ -102,15 +102,15 @@ def test_networks_that_are_no_encoders_of_texts_are_refused(bert, tmp_path):
     assert "\n" not in str(fault.value)
 
 
-def test_what_a_checkpoint_has_beside_the_network_is_no_news(bert, tmp_path, capfd):
+def test_what_a_checkpoint_has_beside_the_network_is_no_news(bert, tmp_path, caplog):
     """As the heads of most text encoders."""
     from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
     BertForMaskedLM(BertConfig.from_pretrained(bert)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
-    capfd.readouterr()
-    TransformersTextEncoder(str(tmp_path), pooling="cls")
-    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+    with caplog.at_level("INFO"):
+        TransformersTextEncoder(str(tmp_path), pooling="cls")
+    assert "UNEXPECTED" not in caplog.text
 
 
 def test_revision_of_a_folder_identifies_the_weights(bert, tmp_path):
@@ -138,6 +138,15 @@ def test_a_checkpoint_without_all_weights_is_refused(bert, tmp_path):
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BivrecError, match="1 weights are not in the checkpoint"):
         TransformersTextEncoder(str(damaged))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(bert, tmp_path):
+    folder = save_bert(tmp_path / "bert")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"intermediate_size": told["intermediate_size"] + 1}))
+    with pytest.raises(BivrecError, match=r"cannot be loaded \(.*; are the weights those of its config\.json") as fault:
+        TransformersTextEncoder(str(folder))
+    assert "\n" not in str(fault.value)
 
 
 def test_missing_folder_model_and_package(monkeypatch, tmp_path):

@@ -66,7 +66,7 @@ class TransformersImageEncoder:
     def __call__(self, images: Sequence[Image]) -> Tensor:
         """Float32 [len(images), dimension] on the CPU."""
         pixels = self._processor(images=list(images), return_tensors="pt").to(self.device)
-        if is_dual(self._model):
+        if self.pooling == "projection":
             return projected(self._model.get_image_features(**pixels)).float().cpu()
         output = self._model(**pixels)
         pooled = output.last_hidden_state[:, 0] if self.pooling == "cls" else getattr(output, "pooler_output", None)

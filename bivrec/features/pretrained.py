@@ -49,17 +49,8 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
     if not is_folder and (folder.is_absolute() or source.startswith(("./", "../", "~"))):
         raise BivrecError(f"{source}: no such folder; give a folder with config.json and *.safetensors, or a Hub id")
     name, revision = (source, None) if is_folder else _split_revision(source)
-    try:
-        with _only_errors(transformers):
-            processor, model, missing = _load(transformers, preprocessor, name, revision)
-    except (OSError, ValueError, ImportError) as fault:
-        reason = " ".join(str(fault).split())[:200]
-        hint = "a folder with config.json, the preprocessor's files and *.safetensors is expected"
-        if not is_folder:
-            hint = (
-                "check the name; offline, run `hf download` before, or give a local folder, `hashing` or `descriptor`"
-            )
-        raise BivrecError(f"{source}: the encoder cannot be loaded ({reason}); {hint}") from None
+    with _one_line(source, is_folder), _only_errors(transformers):
+        processor, model, missing = _load(transformers, preprocessor, name, revision)
     # Some checkpoints lack the pooling head: those of classifiers and language models.
     absent = [key for key in missing if "pooler" not in key]
     if absent:
@@ -131,6 +122,24 @@ def _load(transformers: Any, preprocessor: str, name: str, revision: str | None)
     network = transformers.AutoModelForTextEncoding if encodes_texts else transformers.AutoModel
     model, loading = network.from_pretrained(name, revision=revision, use_safetensors=True, output_loading_info=True)
     return prepare, model, loading["missing_keys"]
+
+
+@contextmanager
+def _one_line(source: str, is_folder: bool) -> Iterator[None]:
+    """Makes faults of loading BivrecErrors."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        if isinstance(fault, RuntimeError):
+            hint = "are the weights those of its config.json? get it anew, or choose another"
+        elif is_folder:
+            hint = "a folder with config.json, the preprocessor's files and *.safetensors is expected"
+        else:
+            hint = (
+                "check the name; offline, run `hf download` before, or give a local folder, `hashing` or `descriptor`"
+            )
+        raise BivrecError(f"{source}: the encoder cannot be loaded ({reason}); {hint}") from None
 
 
 @contextmanager
