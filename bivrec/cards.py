@@ -192,7 +192,7 @@ def _evaluation(view: str, metric: str, value: float, training: Mapping[str, Any
         dataset_args={
             "protocol": protocol,
             **PROTOCOL[protocol],
-            "trained_on": " and ".join(f"the {split}" for split in ("training", *known)),
+            "trained_on": " and ".join(("the training split", *(f"the {split}" for split in known))),
             "candidates": "the whole catalogue",
             "seen_items": "not removed",
             "test_users": domain["users"]["test"],

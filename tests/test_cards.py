@@ -185,6 +185,13 @@ def test_what_a_reader_needs_is_said(artefact: Tower, pretrained: Run, kind: str
         assert fact in card
 
 
+def test_a_tower_of_texts_alone_does_not_claim_images(artefact: Tower) -> None:
+    of_texts = {"text": artefact.features["text"]}
+    card = model_card("tower", "tower", artefact.config, of_texts, artefact.training, artefact.num_parameters)
+    assert "it turns the frozen text features\nof items" in card
+    assert "it turns the frozen text and image features\nof items" in render(artefact)
+
+
 def test_a_record_that_lacks_something(artefact: Tower) -> None:
     with pytest.raises(BivrecError, match=r"the record of the training lacks.*precision"):
         render(artefact, hardware={"device": "cpu", "processes": 1, "threads": 1})

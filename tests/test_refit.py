@@ -219,7 +219,7 @@ def test_the_command(source: Domain, tmp_path: Path) -> None:
     succeed("publish", final, "--to", tmp_path / "model", "--model", "joint")
     card = (tmp_path / "model" / "README.md").read_text()
     assert "this one was trained on the validation too" in card
-    assert "trained_on: the training and the validation" in card
+    assert "trained_on: the training split and the validation" in card
     for source_of_model in (("--run", final), ("--from-hub", tmp_path / "model")):
         refused = bivrec("evaluate", source.path, *source_of_model, "--split", "validation")
         assert refused.exit_code == 1
