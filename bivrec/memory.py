@@ -18,4 +18,5 @@ def keep_freed_memory() -> None:
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        # -1: never. Any threshold is an int, and 2 GiB are less than a step of large batches frees.
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
