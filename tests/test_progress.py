@@ -61,15 +61,16 @@ def test_without_a_terminal_every_evaluation_is_a_line(
 def test_without_a_terminal_no_minute_is_silent(
     source: Domain, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = config(training={"steps": 6, "evaluate_every": 3})
+    wanted = {"steps": 6, "evaluate_every": 3}
     monkeypatch.setattr(loop, "REPORT_EVERY", 2)
-    pretrain(source, tmp_path / "in time", wanted)
+    pretrain(source, tmp_path / "in time", config(training=wanted))
     assert [line.split()[1] for line in capfd.readouterr().err.splitlines()] == ["3/6", "6/6"]
     monkeypatch.setattr(progress, "LONGEST_SILENCE", 0)
-    pretrain(source, tmp_path / "late", wanted)
-    lines = capfd.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == ["2/6", "3/6", "4/6", "6/6"]
-    assert re.fullmatch(r"step 2/6  loss [\d.]+  [\d.]+ steps/s  \d+ s left", lines[0])
+    for patience, at_most in ((0, ""), (5, "at most ")):
+        pretrain(source, tmp_path / f"patience {patience}", config(training={**wanted, "patience": patience}))
+        lines = capfd.readouterr().err.splitlines()
+        assert [line.split()[1] for line in lines] == ["2/6", "3/6", "4/6", "6/6"]
+        assert re.fullmatch(rf"step 2/6  loss [\d.]+  [\d.]+ steps/s  {at_most}\d+ s left", lines[0])
 
 
 def test_on_a_terminal_there_is_a_bar(source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +84,7 @@ def test_on_a_terminal_there_is_a_bar(source: Domain, tmp_path: Path, monkeypatc
 
 def test_of_several_processes_one_shows_it(capfd: pytest.CaptureFixture[str]) -> None:
     for shown in (True, False):
-        with ProgressDisplay(4, 0, "recall@20", shown=shown) as display:
+        with ProgressDisplay(4, 0, "recall@20", may_stop=False, shown=shown) as display:
             display.advance()
             display.evaluated(Progress(step=1, best_step=1, best_recall=0.125), 5.25, 0.125)
         line = capfd.readouterr().err

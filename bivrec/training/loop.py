@@ -130,7 +130,11 @@ class Trainer:
         settings = self._config.training
         started = time.monotonic() - self._progress.seconds
         display = ProgressDisplay(
-            settings.steps, self._progress.step, SELECTION_METRIC, shown=self._accelerator.is_main_process
+            settings.steps,
+            self._progress.step,
+            SELECTION_METRIC,
+            may_stop=settings.patience > 0,
+            shown=self._accelerator.is_main_process,
         )
         report = _Report()
         with _interrupt_flag() as interrupted, display:

@@ -17,11 +17,15 @@ LONGEST_SILENCE = 60
 class ProgressDisplay:
     """Steps, loss and validation metric of a training, on the standard error of the process that shows them."""
 
-    def __init__(self, steps: int, done: int, metric: str, *, shown: bool) -> None:
-        """steps: at most, of which `done` were done before. metric: name of what selects the best weights."""
+    def __init__(self, steps: int, done: int, metric: str, *, may_stop: bool, shown: bool) -> None:
+        """steps: at most, of which `done` were done before. metric: name of what selects the best weights.
+
+        may_stop: whether patience may end the training before the last step.
+        """
         self._steps, self._done, self._metric = steps, done, metric
         # None: unless standard error is no terminal.
         self._bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=None if shown else True)
+        self._at_most = "at most " if may_stop else ""
         self._in_lines = shown and self._bar.disable
         self._started = self._spoke = time.monotonic()
 
@@ -53,7 +57,7 @@ class ProgressDisplay:
             return
         self._spoke = time.monotonic()
         rate = (step - self._done) / (self._spoke - self._started)
-        left = "" if ends else f"  {duration((self._steps - step) / rate)} left"
+        left = "" if ends else f"  {self._at_most}{duration((self._steps - step) / rate)} left"
         line = f"step {step}/{self._steps}  {told}  {rate:.{1 if rate < 100 else 0}f} steps/s{left}"
         print(line, file=sys.stderr, flush=True)
 
