@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -30,6 +33,20 @@ def test_without_a_core_nothing_is_told_of_it(run, interactions_csv, tmp_path):
         "by the 1-core 0 users, 0 items and 0 interactions; " in run(*arguments, tmp_path / "one", "--k-core", 1).output
     )
     assert "exact duplicates; 0 items without interactions" in run(*arguments, tmp_path / "none", "--k-core", 0).output
+
+
+def test_overwrite_does_not_delete_what_it_reads(run, interactions_csv, tmp_path):
+    shop = tmp_path / "shop"
+    assert run("tables", "--interactions", interactions_csv, "--to", shop).exit_code == 0
+    inside = Path(shutil.copy(interactions_csv, shop / "clicks.csv"))
+    result = run("tables", "--interactions", inside, "--to", shop, "--overwrite")
+    assert result.exit_code == 1
+    assert (
+        result.output == f"Error: {inside}: lies in {shop}, which is to be replaced; move it, or choose another --to\n"
+    )
+    assert inside.read_bytes() == interactions_csv.read_bytes()
+    result = run("amazon", "--reviews", interactions_csv, "--reviews", inside, "--to", shop, "--overwrite")
+    assert "clicks.csv: lies in " in result.output
 
 
 def test_overwrite_spares_what_is_no_domain(run, interactions_csv, tmp_path):
