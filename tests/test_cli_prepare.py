@@ -1,9 +1,11 @@
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from stages import in_subprocess
 
 from bivrec.cards import domain_card
 from bivrec.cli import main
@@ -33,6 +35,13 @@ def test_without_a_core_nothing_is_told_of_it(run, interactions_csv, tmp_path):
         "by the 1-core 0 users, 0 items and 0 interactions; " in run(*arguments, tmp_path / "one", "--k-core", 1).output
     )
     assert "exact duplicates; 0 items without interactions" in run(*arguments, tmp_path / "none", "--k-core", 0).output
+
+
+def test_a_letter_that_the_terminal_lacks_is_escaped(run, interactions_csv, tmp_path):
+    assert run("tables", "--interactions", interactions_csv, "--to", tmp_path / "shop", "--name", "店").exit_code == 0
+    told = in_subprocess("-m", "bivrec", "info", tmp_path / "shop", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert told.returncode == 0, told.stderr
+    assert "\\u5e97 (tables)" in told.stdout
 
 
 def test_overwrite_does_not_delete_what_it_reads(run, interactions_csv, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import signal
 import sys
 import threading
@@ -83,6 +84,9 @@ def main() -> None:
 
     DOMAIN is a folder that `prepare` made, or hub:ORG/NAME[@REVISION] on the Hugging Face Hub.
     """
+    # A terminal may lack a letter of a title.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Only the main thread may set handlers.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _leave)
