@@ -29,7 +29,7 @@ from bivrec.artefact_config import (
 from bivrec.artefact_files import (
     CONFIG_FILE,
     ITEMS_FILE,
-    MARKS,
+    MODEL_FOLDER,
     RESULTS_FILE,
     WEIGHTS_FILE,
     ArtefactFiles,
@@ -112,7 +112,7 @@ class _Published:
 
         Raises BivrecError if the folder exists, unless `overwrite`; then it is replaced at the end.
         """
-        with new_folder(Path(folder), overwrite, marks=MARKS) as staging:
+        with new_folder(Path(folder), overwrite, kind=MODEL_FOLDER) as staging:
             self.write(staging, Path(folder).name)
 
     def push_to_hub(self, name: str, message: str | None = None, **options: Unpack[PushOptions]) -> repository.Pushed:

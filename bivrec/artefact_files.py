@@ -20,14 +20,18 @@ from bivrec.artefact_config import (
 )
 from bivrec.baselines.towers import fresh_towers
 from bivrec.errors import BivrecError
-from bivrec.files import sha256
+from bivrec.files import FolderKind, sha256
 from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.repository import CARD_FILE
 from bivrec.weights import read_weights, size_of
 
 CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE = "config.json", "model.safetensors", "results.json"
-ITEMS_FILE = "items.json"
-MARKS = (CONFIG_FILE, RESULTS_FILE)
-"""Files that every folder of a published model holds, and folders of other libraries' models do not."""
+ITEMS_FILE, CURVE_FILE = "items.json", "training_curve.png"
+MODEL_FOLDER = FolderKind(
+    # Both together are in no folder of another library's model.
+    marks=(CONFIG_FILE, RESULTS_FILE),
+    entries=(CONFIG_FILE, RESULTS_FILE, WEIGHTS_FILE, ITEMS_FILE, CURVE_FILE, CARD_FILE),
+)
 HEADER_ALLOWANCE = 1 << 20
 """Bytes that the file of the weights may have beside them."""
 

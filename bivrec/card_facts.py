@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bivrec.artefact import BiVRec, Tower
+from bivrec.artefact_files import CURVE_FILE
 from bivrec.baselines.floors import fit_floor
 from bivrec.cards import last_parts
 from bivrec.config import CONTENT_FLOORS, FLOORS, held_out_known
@@ -20,8 +21,6 @@ from bivrec.finetune import zero_shot_model
 from bivrec.plots import plot_training
 from bivrec.training.fit import RESULT_KS
 from bivrec.training.run import Run
-
-CURVE_FILE = "training_curve.png"
 
 
 def card_facts(run: Run, model: Tower | BiVRec) -> dict[str, Any]:

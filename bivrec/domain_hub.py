@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from bivrec import publishing, repository
 from bivrec.card_facts import public_source
 from bivrec.cards import domain_card
-from bivrec.data.domain import PUBLISHED_FILES, Domain
+from bivrec.data.domain import DOMAIN_FOLDER, PUBLISHED_FILES, Domain
 from bivrec.data.info import INFO_FILE, DomainInfo
 from bivrec.files import write_json
 from bivrec.repository import CARD_FILE, PushOptions, is_repository
@@ -47,8 +47,8 @@ def publish_domain(
         delete_patterns=PUBLISHED_FILES,
         **options,
     )
-    marks = (INFO_FILE, CARD_FILE)
-    return publishing.publish(partial(_fill, domain, place), destination, push, marks=marks, overwrite=overwrite)
+    kind = dataclasses.replace(DOMAIN_FOLDER, marks=(INFO_FILE, CARD_FILE))
+    return publishing.publish(partial(_fill, domain, place), destination, push, kind=kind, overwrite=overwrite)
 
 
 def preview(domain: Domain, destination: str) -> tuple[dict[str, int], str]:

@@ -14,7 +14,7 @@ from bivrec.data.domain import Domain
 from bivrec.data.sequences import Sequences
 from bivrec.data.stretches import Integers, places_of
 from bivrec.evaluation.protocol import EvaluationUsers
-from bivrec.files import new_folder
+from bivrec.files import FolderKind, new_folder
 
 WRITERS = {"parquet": pq.write_table, "csv": pa_csv.write_csv}
 
@@ -31,8 +31,7 @@ def export(domain: Domain, folder: Path, kind: str = "parquet", *, overwrite: bo
     item_ids = items["item_id"].combine_chunks()
     rows = {}
     there = next((each for each in WRITERS if (folder / f"train.{each}").is_file()), kind)
-    marks = [f"{name}.{there}" for name in ("train", "test_histories", "test_targets")]
-    with new_folder(folder, overwrite, marks=marks) as staging:
+    with new_folder(folder, overwrite, kind=_export_folder(there)) as staging:
 
         def write(name: str, table: pa.Table) -> None:
             WRITERS[kind](table, staging / f"{name}.{kind}")
@@ -50,6 +49,12 @@ def export(domain: Domain, folder: Path, kind: str = "parquet", *, overwrite: bo
                 write(f"{split}_{part}", _interactions(sequences, item_ids, users.user_ids, starts, lengths))
         write("items", items)
     return rows
+
+
+def _export_folder(kind: str) -> FolderKind:
+    held_out = (f"{split}_{part}" for split in ("validation", "test") for part in ("histories", "targets"))
+    tables = tuple(f"{name}.{kind}" for name in ("train", *held_out, "items"))
+    return FolderKind(marks=tables, entries=tables)
 
 
 def _interactions(

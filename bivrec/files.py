@@ -9,25 +9,49 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from bivrec.errors import BivrecError
 from bivrec.locks import LOCK_FILE, locked
 
+UNFINISHED = ".*.tmp"
+"""Pattern of the names of files that `new_file` is making."""
 REPLACING_SECONDS = 600.0
 """How long others may be at work in a folder, before one gives up replacing it."""
 
 
+@dataclass(frozen=True)
+class FolderKind:
+    """What folders of one kind hold, as bivrec makes them: whatever else lies in one is the user's."""
+
+    marks: tuple[str, ...]
+    """Files that every folder of the kind holds."""
+    entries: tuple[str, ...]
+    """Patterns of the names of all that bivrec puts into one."""
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether a folder holds all marks."""
+        return all((folder / mark).is_file() for mark in self.marks)
+
+    def foreign_entries(self, folder: Path) -> list[str]:
+        """Names of what is not of the kind."""
+        ours = (*self.entries, LOCK_FILE, UNFINISHED)
+        names = sorted(entry.name for entry in folder.iterdir())
+        return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in ours)]
+
+
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()) -> Iterator[Path]:
+def new_folder(path: Path, overwrite: bool = False, *, kind: FolderKind | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends without error.
 
     `overwrite` replaces the old folder at the end. Raises BivrecError like `check_new_folder`; at the end as well, if
     another process has made `path` meanwhile, whose work is left alone, or holds the lock of the old folder.
     """
     path = Path(path)
-    check_new_folder(path, overwrite, marks=marks)
+    check_new_folder(path, overwrite, kind=kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -38,7 +62,7 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
         # mkdtemp makes a private folder; the finished one has the permissions of any other new folder.
         staging.chmod(0o777 & ~_umask())
         yield staging
-        check_new_folder(path, overwrite, marks=marks)
+        check_new_folder(path, overwrite, kind=kind)
         if overwrite and path.exists():
             retired = staging.with_name(staging.name + ".old")
             # Whoever is at work in the old folder would go on in the new one. Of a link, that is where it leads.
@@ -53,43 +77,47 @@ def new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()
                     raise
             _remove(retired)
         else:
-            _rename(staging, path, marks)
+            _rename(staging, path, kind)
     finally:
         if staging.exists():
             _remove(staging)
 
 
-def check_new_folder(path: Path, overwrite: bool = False, *, marks: Sequence[str] = ()) -> None:
+def check_new_folder(path: Path, overwrite: bool = False, *, kind: FolderKind | None = None) -> None:
     """Raise BivrecError if `new_folder` may not make `path`.
 
-    marks: files that every folder of its kind holds. `overwrite` replaces a folder that holds them all, or is empty,
-    and nothing else: whatever bivrec did not make is the user's. Without marks nothing is replaced.
+    `overwrite` replaces a folder of the same kind with nothing else in it, or an empty one: whatever bivrec did not
+    make is the user's. Without a kind nothing is replaced.
     """
     check_parent(path)
     if not (path.exists() or path.is_symlink()):
         return
     if not path.is_dir():
         raise BivrecError(f"{path}: is a file; choose another folder, or remove it by hand")
-    if not (overwrite and marks):
-        advice = " or pass --overwrite" if marks else ""
+    if not (overwrite and kind):
+        advice = " or pass --overwrite" if kind else ""
         raise BivrecError(f"{path}: exists already; choose another folder{advice}")
-    absent = [mark for mark in marks if not (path / mark).is_file()]
+    absent = [mark for mark in kind.marks if not (path / mark).is_file()]
     if absent and (held := sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE)):
-        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
         raise BivrecError(
-            f"{path}: holds {', '.join(held[:3])}{more}, but no {absent[0]}, so that --overwrite does not replace it; "
+            f"{path}: holds {shortened(held)}, but no {absent[0]}, so that --overwrite does not replace it; "
             "choose another folder, or remove it by hand"
+        )
+    if foreign := kind.foreign_entries(path):
+        raise BivrecError(
+            f"{path}: holds {shortened(foreign)}, which bivrec did not make there and --overwrite would delete; "
+            "move it elsewhere, or choose another folder"
         )
     if Path.cwd().is_relative_to(path.resolve()):
         raise BivrecError(f"{path}: is where you are, or above it, and is not replaced; start from elsewhere")
 
 
-def _rename(staging: Path, path: Path, marks: Sequence[str]) -> None:
+def _rename(staging: Path, path: Path, kind: FolderKind | None) -> None:
     try:
         staging.rename(path)
     except OSError:
         # It has been made since it was checked: a rename replaces empty folders alone.
-        check_new_folder(path, marks=marks)
+        check_new_folder(path, kind=kind)
         raise
 
 
@@ -132,13 +160,19 @@ def new_file(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of files that `new_file` was making; for who holds the lock of the folder."""
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in folder.glob(UNFINISHED):
         leftover.unlink(missing_ok=True)
 
 
 def name_of(path: Path) -> str:
     """The name of a file or folder, of `.` and `..` too; that of a link is its own."""
     return os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from bivrec.artefact import (
     tower_config,
 )
 from bivrec.artefact_config import JOINT_TYPE, ArtefactConfig
-from bivrec.artefact_files import MARKS, empty_network
+from bivrec.artefact_files import MODEL_FOLDER, empty_network
 from bivrec.card_facts import card_facts, draw_training_curve
 from bivrec.cards import neutral_command, neutral_origin
 from bivrec.errors import BivrecError
@@ -72,7 +72,7 @@ def publish(
     the other options are as of `push_to_hub`. Returns the folder, or the address of the commit or pull request.
     """
     push = partial(push_files, message=message, **options)
-    return publishing.publish(partial(_fill, run, kind), destination, push, marks=MARKS, overwrite=overwrite)
+    return publishing.publish(partial(_fill, run, kind), destination, push, kind=MODEL_FOLDER, overwrite=overwrite)
 
 
 def preview(run: Run, destination: str, kind: str | None = None) -> tuple[dict[str, int], str]:

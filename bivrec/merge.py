@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from bivrec.data.domain import ITEM_COLUMNS, MARKS, Domain
+from bivrec.data.domain import DOMAIN_FOLDER, ITEM_COLUMNS, Domain
 from bivrec.data.histories import users_of_split
 from bivrec.data.info import LEAVE_ONE_OUT, SPLITS, TEMPORAL, FeatureSpec
 from bivrec.data.prepare import prepare
@@ -41,7 +41,7 @@ def merge(domains: Sequence[Domain], path: str | Path, *, name: str | None = Non
     protocol = _common_protocol(domains)
     specs = _common_specs(domains)
     raw, split = _read(domains, protocol), LEAVE_ONE_OUT if protocol == LEAVE_ONE_OUT else None
-    with new_folder(path, overwrite, marks=MARKS) as staging:
+    with new_folder(path, overwrite, kind=DOMAIN_FOLDER) as staging:
         # Items without interactions are kept, if a Domain has kept any.
         merged = prepare(
             raw, staging, name=name or path.resolve().name, k_core=0, split=split, keep_items=True, overwrite=True

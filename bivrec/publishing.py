@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from bivrec.files import new_folder
+from bivrec.files import FolderKind, new_folder
 from bivrec.repository import CARD_FILE, Pushed, is_repository
 
 Fill = Callable[[Path, str], None]
@@ -18,16 +18,16 @@ def publish(
     destination: str,
     push: Callable[[Path, str], Pushed],
     *,
-    marks: Sequence[str],
+    kind: FolderKind,
     overwrite: bool = False,
 ) -> str:
     """Publish what `fill` writes; returns the folder, or the address of the commit or pull request.
 
-    `destination` is a folder, which `overwrite` replaces if it holds the `marks`, or `ORG/NAME` on the Hub (see
+    `destination` is a folder, which `overwrite` replaces if it is of the `kind`, or `ORG/NAME` on the Hub (see
     `is_repository`), to which `push` pushes a folder. Raises BivrecError like `new_folder` and `repository.push`.
     """
     if not is_repository(destination):
-        with new_folder(Path(destination), overwrite, marks=marks) as staging:
+        with new_folder(Path(destination), overwrite, kind=kind) as staging:
             fill(staging, _name(destination))
         return destination
     with tempfile.TemporaryDirectory() as folder:

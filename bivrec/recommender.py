@@ -14,7 +14,7 @@ from bivrec.data.domain import Domain
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Restricted, Scorer, top_k
 from bivrec.scorers import open_scorer
-from bivrec.training.run import MARKS
+from bivrec.training.run import RUN_FOLDER
 
 USERS_AT_ONCE = 256
 """Each takes a score for every item."""
@@ -47,7 +47,7 @@ class Recommender:
         BivrecError for what cannot be opened, or does not fit the Domain.
         """
         domain = domain if isinstance(domain, Domain) else Domain.open(domain)
-        is_run = all((Path(model) / mark).is_file() for mark in MARKS)
+        is_run = RUN_FOLDER.is_at(Path(model))
         run, published = (Path(model), None) if is_run else (None, str(model))
         return cls(domain, open_scorer(domain, run, published, view=view, zero_shot=zero_shot).scorer)
 

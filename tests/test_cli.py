@@ -190,11 +190,23 @@ def test_a_run_and_a_published_model_are_not_the_same(chain: Path, tmp_path: Pat
     assert Run.open(run).results()
 
 
-def test_overwrite(chain: Path, tmp_path: Path) -> None:
+OVERWRITTEN = {
+    "world": "prepare synthetic --users 200 --items 60 --mean-length 12 --target-users 200 --no-images",
+    "run": "pretrain {chain}/world/source --set training.steps=1",
+    "tower": "publish {chain}/pretrained",
+    "published": "publish-domain {chain}/world/source",
+    "tables": "export {chain}/world/source",
+}
+
+
+@pytest.mark.parametrize(("name", "command"), OVERWRITTEN.items(), ids=OVERWRITTEN)
+def test_overwrite(chain: Path, tmp_path: Path, name: str, command: str) -> None:
+    arguments = [*command.format(chain=chain).split(), "--to", tmp_path / name, "--overwrite"]
     for _ in range(2):
-        succeed("publish", chain / "pretrained", "--to", tmp_path / "tower", "--overwrite")
-        succeed("pretrain", chain / "world/source", "--to", tmp_path / "run", *TRAINING, "--overwrite")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tower"]
+        succeed(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name / "notes.txt").write_text("a day of thought")
+    assert "holds notes.txt, which bivrec did not make" in fail(*arguments)
 
 
 # evaluate

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bivrec.errors import BivrecError
-from bivrec.files import check_new_file, new_file, new_folder
+from bivrec.files import FolderKind, check_new_file, new_file, new_folder
 from bivrec.locks import locked
+
+KIND = FolderKind(marks=("mark.json",), entries=("mark.json", "part-*"))
 
 
 def write(path: Path, text: str = "old") -> Path:
@@ -20,10 +22,12 @@ def write(path: Path, text: str = "old") -> Path:
 
 def test_a_folder_of_its_kind_is_replaced(tmp_path: Path) -> None:
     write(tmp_path / "d" / "mark.json")
-    write(tmp_path / "d" / "more")
-    with new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging:
+    write(tmp_path / "d" / "part-1")
+    write(tmp_path / "d" / ".lock")
+    write(tmp_path / "d" / ".part-1.77.tmp")
+    with new_folder(tmp_path / "d", overwrite=True, kind=KIND) as staging:
         write(staging / "mark.json", "new")
-        assert (tmp_path / "d" / "more").exists()
+        assert (tmp_path / "d" / "part-1").exists()
     assert [path.read_text() for path in (tmp_path / "d").iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
@@ -40,7 +44,7 @@ def test_one_of_both_folders_is_there_whatever_interrupts(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "rename", interrupted)
     with (
         pytest.raises(KeyboardInterrupt),
-        new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging,
+        new_folder(tmp_path / "d", overwrite=True, kind=KIND) as staging,
     ):
         write(staging / "mark.json", "new")
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
@@ -49,7 +53,7 @@ def test_one_of_both_folders_is_there_whatever_interrupts(tmp_path: Path, monkey
 
 def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    with new_folder(tmp_path / "d", overwrite=True, marks=["mark.json"]) as staging:
+    with new_folder(tmp_path / "d", overwrite=True, kind=KIND) as staging:
         write(staging / "mark.json")
     assert (tmp_path / "d" / "mark.json").exists()
 
@@ -57,7 +61,7 @@ def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
 def test_of_a_link_only_the_link_is_replaced(tmp_path: Path) -> None:
     kept = write(tmp_path / "d" / "mark.json")
     (tmp_path / "link").symlink_to(tmp_path / "d")
-    with new_folder(tmp_path / "link", overwrite=True, marks=["mark.json"]) as staging:
+    with new_folder(tmp_path / "link", overwrite=True, kind=KIND) as staging:
         write(staging / "mark.json", "new")
     assert kept.read_text() == "old"
     assert (tmp_path / "link" / "mark.json").read_text() == "new"
@@ -65,23 +69,25 @@ def test_of_a_link_only_the_link_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "overwrite", "marks", "complaint"),
+    ("held", "overwrite", "kind", "complaint"),
     [
-        ("d/photo.png", True, ["mark.json"], "holds photo.png, but no mark.json"),
-        ("d/inner/mark.json", True, ["mark.json"], "holds inner, but no mark.json"),
-        ("d/mark.json/x", True, ["mark.json"], "holds mark.json, but no mark.json"),
-        ("d/mark.json", True, ["mark.json", "other.json"], "but no other.json"),
-        ("d/mark.json", False, ["mark.json"], "exists already; choose another folder or pass --overwrite"),
-        ("d/mark.json", True, [], "exists already; choose another folder$"),
-        ("d", True, ["mark.json"], "d: is a file"),
-        ("d", False, ["mark.json"], "d: is a file"),
+        ("d/photo.png", True, KIND, "holds photo.png, but no mark.json"),
+        ("d/inner/mark.json", True, KIND, "holds inner, but no mark.json"),
+        ("d/mark.json/x", True, KIND, "holds mark.json, but no mark.json"),
+        ("d/mark.json", True, FolderKind(("mark.json", "other.json"), ("*",)), "but no other.json"),
+        ("d/mark.json", False, KIND, "exists already; choose another folder or pass --overwrite"),
+        ("d/mark.json", True, None, "exists already; choose another folder$"),
+        ("d", True, KIND, "d: is a file"),
+        ("d", False, KIND, "d: is a file"),
     ],
 )
-def test_nothing_else_is_replaced(tmp_path: Path, held: str, overwrite: bool, marks: list[str], complaint: str) -> None:
+def test_nothing_else_is_replaced(
+    tmp_path: Path, held: str, overwrite: bool, kind: FolderKind | None, complaint: str
+) -> None:
     kept = write(tmp_path / held)
     with (
         pytest.raises(BivrecError, match=complaint) as fault,
-        new_folder(tmp_path / "d", overwrite=overwrite, marks=marks),
+        new_folder(tmp_path / "d", overwrite=overwrite, kind=kind),
     ):
         pytest.fail("the work began")
     assert "\n" not in str(fault.value)
@@ -89,12 +95,25 @@ def test_nothing_else_is_replaced(tmp_path: Path, held: str, overwrite: bool, ma
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
+@pytest.mark.parametrize("own", ["notes.txt", "my runs/run.json", ".git/config"])
+def test_what_the_user_put_beside_is_not_deleted(tmp_path: Path, own: str) -> None:
+    write(tmp_path / "d" / "mark.json")
+    kept = write(tmp_path / "d" / own)
+    with pytest.raises(BivrecError) as fault, new_folder(tmp_path / "d", overwrite=True, kind=KIND):
+        pytest.fail("the work began")
+    assert str(fault.value) == (
+        f"{tmp_path / 'd'}: holds {Path(own).parts[0]}, which bivrec did not make there and --overwrite would delete; "
+        "move it elsewhere, or choose another folder"
+    )
+    assert kept.read_text() == "old"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_another_made_meanwhile_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
     """Two trainings that are told the same new folder: the second must not replace the first."""
     name = "theirs.txt" if overwrite else "mark.json"
     complaint = "holds theirs.txt, but no mark.json" if overwrite else "exists already; choose another folder or pass"
-    context = new_folder(tmp_path / "d", overwrite, marks=["mark.json"])
+    context = new_folder(tmp_path / "d", overwrite, kind=KIND)
     write(context.__enter__() / "mark.json", "new")
     write(tmp_path / "d" / name)
     with pytest.raises(BivrecError, match=complaint) as fault:
@@ -113,21 +132,21 @@ def test_what_another_works_in_is_not_replaced(tmp_path: Path, monkeypatch: pyte
         patch.setattr("bivrec.files.REPLACING_SECONDS", 0.05)
         with (
             pytest.raises(BivrecError, match=r"d: process .* is at work in this folder"),
-            new_folder(tmp_path / name, overwrite=True, marks=["mark.json"]) as staging,
+            new_folder(tmp_path / name, overwrite=True, kind=KIND) as staging,
         ):
             write(staging / "mark.json", "new")
     assert kept.read_text() == "old"
     with ExitStack() as work:
         work.enter_context(locked(tmp_path / "d"))
         threading.Timer(0.1, work.close).start()
-        with new_folder(tmp_path / name, overwrite=True, marks=["mark.json"]) as staging:
+        with new_folder(tmp_path / name, overwrite=True, kind=KIND) as staging:
             write(staging / "mark.json", "new")
     assert (tmp_path / name / "mark.json").read_text() == "new"
     assert not list(tmp_path.glob("*/.lock"))
 
 
 def test_of_those_who_make_a_folder_at_once_one_succeeds(tmp_path: Path) -> None:
-    contexts = [new_folder(tmp_path / "d", marks=["mark.json"]) for _ in range(8)]
+    contexts = [new_folder(tmp_path / "d", kind=KIND) for _ in range(8)]
     ready = threading.Barrier(len(contexts))
     made: list[str] = []
     refused: list[str] = []
@@ -155,14 +174,14 @@ def test_of_those_who_make_a_folder_at_once_one_succeeds(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("path", [".", "..", "../../d"])
 def test_the_folder_where_one_is_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    (tmp_path / "d" / "inner").mkdir(parents=True)
-    for folder in (tmp_path / "d", tmp_path / "d" / "inner"):
+    (tmp_path / "d" / "part-1").mkdir(parents=True)
+    for folder in (tmp_path / "d", tmp_path / "d" / "part-1"):
         write(folder / "mark.json")
-    monkeypatch.chdir(tmp_path / "d" / "inner")
-    with pytest.raises(BivrecError) as fault, new_folder(Path(path), overwrite=True, marks=["mark.json"]):
+    monkeypatch.chdir(tmp_path / "d" / "part-1")
+    with pytest.raises(BivrecError) as fault, new_folder(Path(path), overwrite=True, kind=KIND):
         pytest.fail("the work began")
     assert str(fault.value) == f"{path}: is where you are, or above it, and is not replaced; start from elsewhere"
-    assert sorted(entry.name for entry in (tmp_path / "d").iterdir()) == ["inner", "mark.json"]
+    assert sorted(entry.name for entry in (tmp_path / "d").iterdir()) == ["mark.json", "part-1"]
 
 
 def test_the_root_is_not_replaced() -> None:

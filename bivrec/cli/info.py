@@ -26,11 +26,10 @@ def info(what: str, verify: bool) -> None:
     ORG/NAME[@REVISION] is a model on the Hugging Face Hub, hub:ORG/NAME[@REVISION] a Domain.
     """
     from bivrec.artefact import load
-    from bivrec.artefact_files import MARKS as MODEL_MARKS
+    from bivrec.artefact_files import MODEL_FOLDER
     from bivrec.data.domain import HUB_PREFIX, Domain
     from bivrec.data.info import INFO_FILE
-    from bivrec.training.run import MARKS as RUN_MARKS
-    from bivrec.training.run import Run
+    from bivrec.training.run import RUN_FOLDER, Run
 
     folder = Path(what)
     if what.startswith(HUB_PREFIX) or (folder / INFO_FILE).is_file():
@@ -40,16 +39,12 @@ def info(what: str, verify: bool) -> None:
         echo_domain(domain)
     elif verify:
         raise BivrecError(f"{what}: not a Domain, whose files alone --verify compares; leave it out")
-    elif _holds(folder, RUN_MARKS):
+    elif RUN_FOLDER.is_at(folder):
         _echo_run(Run.open(folder))
-    elif folder.exists() and not _holds(folder, MODEL_MARKS):
+    elif folder.exists() and not MODEL_FOLDER.is_at(folder):
         raise BivrecError(f"{what}: neither a Domain nor a Run nor a published model; give the folder of one")
     else:
         _echo_model(load(what))
-
-
-def _holds(folder: Path, names: tuple[str, ...]) -> bool:
-    return all((folder / name).is_file() for name in names)
 
 
 def _echo_run(run: Run) -> None:

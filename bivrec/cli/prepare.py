@@ -247,13 +247,12 @@ def synthetic(
 
 
 def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: Any) -> None:
-    from bivrec.data.domain import MARKS
+    from bivrec.data.domain import DOMAIN_FOLDER
     from bivrec.data.prepare import prepare
     from bivrec.files import check_new_folder
 
     # Before the files are read, which may take long.
-    check_new_folder(to, overwrite, marks=MARKS)
-    _check_inputs_stay(to)
+    check_new_folder(to, overwrite, kind=DOMAIN_FOLDER)
     lost = _features_at(to)
     raw = read()
     domain = prepare(raw, to, overwrite=overwrite, **options)
@@ -263,14 +262,6 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
     if lost:
         command = f"bivrec encode {shlex.quote(str(to))}"
         warn(f"the replaced Domain had {lost} features; run `{command}` again")
-
-
-def _check_inputs_stay(to: Path) -> None:
-    """Raise BivrecError if a file or folder that the command reads lies where the Domain is to replace another."""
-    for key, value in click.get_current_context().params.items():
-        for path in value if isinstance(value, tuple) else (value,):
-            if key != "to" and isinstance(path, Path) and path.resolve().is_relative_to(to.resolve()):
-                raise BivrecError(f"{path}: lies in {to}, which is to be replaced; move it, or choose another --to")
 
 
 def _not_listed(domain: Domain, raw: RawData) -> str | None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from bivrec.cli.options import FOLDER, overwrite_option
-from bivrec.errors import BivrecError
-from bivrec.files import check_new_folder
+from bivrec.files import FolderKind, check_new_folder
 
 COMMANDS = """
 prepare synthetic --to {0}/world --users 1200 --items 400 --mean-length 40
@@ -24,9 +23,10 @@ finetune {0}/world/target --from-hub {0}/tower --from-scratch --recipe quickstar
 evaluate {0}/world/target --floor popularity --floor item-knn --floor spectral-knn --floor content-knn
     --floor recent-content-knn --from-hub {0}/tower --run {0}/scratch --run {0}/finetuned --plot {0}/comparison.png
 """
-MADE = ("world", "pretrained", "tower", "finetuned", "scratch", "comparison.png")
-"""What the commands leave in the folder."""
-MARKS = ("world/source/domain.json", "world/target/domain.json")
+QUICKSTART_FOLDER = FolderKind(
+    marks=("world/source/domain.json", "world/target/domain.json"),
+    entries=("world", "pretrained", "tower", "finetuned", "scratch", "comparison.png"),
+)
 
 
 def commands(folder: Path) -> list[list[str]]:
@@ -44,10 +44,8 @@ def quickstart(ctx: click.Context, folder: Path, overwrite: bool) -> None:
 
     Prints and runs the commands that a user would type: prepare, encode, pretrain, publish, finetune, evaluate.
     """
-    check_new_folder(folder, overwrite, marks=MARKS)
+    check_new_folder(folder, overwrite, kind=QUICKSTART_FOLDER)
     if folder.exists():
-        if foreign := sorted(entry.name for entry in folder.iterdir() if entry.name not in MADE):
-            raise BivrecError(f"{folder}: no quickstart made {foreign[0]}, which lies in it; choose another --to")
         shutil.rmtree(folder)
     group = ctx.find_root().command
     for arguments in commands(folder):

@@ -40,13 +40,16 @@ from bivrec.data.info import (
 )
 from bivrec.data.sequences import Sequences, UserIds
 from bivrec.errors import BivrecError
-from bivrec.files import new_file, sha256, write_json
+from bivrec.files import FolderKind, new_file, sha256, write_json
 from bivrec.locks import locked
-from bivrec.repository import fetch
+from bivrec.repository import CARD_FILE, fetch
 
-MARKS = (INFO_FILE,)
-"""Files that every folder of a Domain holds."""
 FEATURES_FILE = "features.safetensors"
+PARTS_PREFIX = ".encode-"
+"""Of the folders in which what was encoded of a modality lies until all of it is."""
+DOMAIN_FOLDER = FolderKind(
+    marks=(INFO_FILE,), entries=(INFO_FILE, FEATURES_FILE, "items", "sequences", f"{PARTS_PREFIX}*", CARD_FILE)
+)
 ARROW_FILE = "data-00000-of-00001.arrow"
 """Of the item table, and of each split's sequences; `datasets` maps it without converting it."""
 CATALOGUE_FILE = f"items/{ARROW_FILE}"

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.config import MODALITIES
-from bivrec.data.domain import MARKS, Domain, write_domain
+from bivrec.data.domain import DOMAIN_FOLDER, Domain, write_domain
 from bivrec.data.images import find_images
 from bivrec.data.info import FORMAT_VERSION, SPLITS, TEMPORAL, DomainInfo, check_name
 from bivrec.data.raw import RawData, catalogue_table
@@ -80,7 +80,7 @@ def prepare(
     path = Path(path)
     if k_core < 0 or seed < 0:
         raise BivrecError(f"k-core {k_core}, seed {seed}: expected 0 or more")
-    check_new_folder(path, overwrite, marks=MARKS)
+    check_new_folder(path, overwrite, kind=DOMAIN_FOLDER)
     name = name or path.resolve().name
     check_name(name, "name")
     asked = Split.parse(split) if split else Split(shares=DEFAULT_SHARES if raw.splits is None else None)
@@ -141,7 +141,7 @@ def prepare(
         cutoffs=dict(parts.cutoffs),
         items_without_interactions=len(items) - int(np.count_nonzero(np.bincount(log.items))),
     )
-    with new_folder(path, overwrite, marks=MARKS) as staging:
+    with new_folder(path, overwrite, kind=DOMAIN_FOLDER) as staging:
         write_domain(staging, info, sequences, items)
     return Domain.open(path)
 

@@ -31,8 +31,12 @@ from bivrec.data.prepare import prepare
 from bivrec.data.raw import RawData, catalogue_table
 from bivrec.data.stretches import places_of
 from bivrec.errors import BivrecError, not_installed
-from bivrec.files import new_folder
+from bivrec.files import FolderKind, new_folder
 
+WORLD_FOLDER = FolderKind(
+    marks=tuple(f"{name}/{INFO_FILE}" for name in ("source", "target")),
+    entries=("source", "target", "source-images.tar", "target-images.tar"),
+)
 NUM_INTERESTS = 3
 WORDS_PER_TOPIC = 12
 MEAN_SESSION = 6
@@ -183,7 +187,7 @@ def write_world(
     """Write the Domains `folder`/source and `folder`/target of one world, and the tars of their images beside them."""
     world = World.create(topics, seed)
     folder = Path(folder)
-    with new_folder(folder, overwrite, marks=[f"{name}/{INFO_FILE}" for name in ("source", "target")]) as staging:
+    with new_folder(folder, overwrite, kind=WORLD_FOLDER) as staging:
         for name, size in (("source", source), ("target", target)):
             drawn = world.domain(name, size)
             tar = staging / f"{name}-images.tar"

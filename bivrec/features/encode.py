@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bivrec.data.domain import Domain
+from bivrec.data.domain import PARTS_PREFIX, Domain
 from bivrec.data.info import FeatureSpec
 from bivrec.errors import BivrecError
 from bivrec.features import precomputed
@@ -272,7 +272,7 @@ def _is_of(folder: Path, work: dict[str, object]) -> bool:
 
 
 def _parts_folder(domain: Domain, modality: str) -> Path:
-    return domain.path / f".encode-{modality}"
+    return domain.path / f"{PARTS_PREFIX}{modality}"
 
 
 def _finish(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bivrec.artefact_files import MARKS as MODEL_MARKS
-from bivrec.data.domain import MARKS as DOMAIN_MARKS
+from bivrec.artefact_files import MODEL_FOLDER
+from bivrec.data.domain import DOMAIN_FOLDER
 from bivrec.errors import BivrecError
 from bivrec.files import check_parent
 from bivrec.locks import locked
@@ -17,7 +17,7 @@ from bivrec.studies.study import Measured, Study
 from bivrec.studies.tables import tables_of, write_tables
 from bivrec.studies.tuning import Grid, study_of, trials, tune
 from bivrec.studies.workshop import Workshop
-from bivrec.training.run import MARKS as RUN_MARKS
+from bivrec.training.run import RUN_FOLDER
 
 LIBRARIES = ("matplotlib", "scipy", "tabulate", "sklearn")
 
@@ -73,8 +73,8 @@ def _check_place(path: Path) -> None:
         check_parent(path)
     elif not path.is_dir():
         raise BivrecError(f"{path}: is a file; choose another --to")
-    for kind, marks in (("Domain", DOMAIN_MARKS), ("Run", RUN_MARKS), ("published model", MODEL_MARKS)):
+    for name, kind in (("Domain", DOMAIN_FOLDER), ("Run", RUN_FOLDER), ("published model", MODEL_FOLDER)):
         for folder in (path, *path.absolute().parents):
-            if all((folder / mark).is_file() for mark in marks):
+            if kind.is_at(folder):
                 where = "is" if folder == path else f"lies in {folder},"
-                raise BivrecError(f"{path}: {where} the folder of a {kind}; choose another --to")
+                raise BivrecError(f"{path}: {where} the folder of a {name}; choose another --to")

@@ -38,7 +38,7 @@ from bivrec.training.checkpoint import load_checkpoint
 from bivrec.training.distributed import failing_alike, share_weights
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
-from bivrec.training.run import FORMAT_VERSION, MARKS, RESULTS_FILE, Run, RunInfo, domain_record
+from bivrec.training.run import FORMAT_VERSION, RESULTS_FILE, RUN_FOLDER, TRACKED_PROJECT, Run, RunInfo, domain_record
 
 RESULT_KS = (10, 20, 50)
 HALF_TRUSTED = 2
@@ -120,7 +120,7 @@ def fit(
         # Not opened: the file system of another machine may not see yet what is new.
         run = Run.open(path) if resume else Run(path, info)
         if tracker is not None:
-            accelerator.init_trackers("bivrec", config=_for_trackers(run.config))
+            accelerator.init_trackers(TRACKED_PROJECT, config=_for_trackers(run.config))
         trainer.train(run, resume)
         _finish(run, model, test_users, accelerator)
     return run
@@ -141,7 +141,7 @@ def _check_folder(path: Path, overwrite: bool, resume: bool) -> None:
     if path.exists() and not (overwrite or resume):
         raise BivrecError(f"{path}: exists already; pass --resume to go on, --overwrite to start anew, or another --to")
     if not resume:
-        check_new_folder(path, overwrite, marks=MARKS)
+        check_new_folder(path, overwrite, kind=RUN_FOLDER)
     elif not Run.open(path).checkpoint("last").exists():
         raise BivrecError(f"{path}: it was ended before its first checkpoint; start anew with --overwrite")
 

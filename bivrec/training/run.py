@@ -23,15 +23,20 @@ from bivrec.data.domain import Domain, sequence_file
 from bivrec.data.info import FeatureSpec, feature_spec, wrong_field
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
-from bivrec.files import check_format, new_file, new_folder, read_json, write_json
+from bivrec.files import FolderKind, check_format, new_file, new_folder, read_json, write_json
 from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.results import Results, checked_results
 from bivrec.training.checkpoint import Progress, checkpoint_weights, load_checkpoint, read_progress
 
 FORMAT_VERSION = 1
 ITEMS_FILE, RESULTS_FILE = "items.json", "results.json"
-MARKS = ("run.json",)
-"""Files that every folder of a Run holds."""
+TRACKED_PROJECT = "bivrec"
+"""What trackers call the trainings that they log, and some a folder in the Run."""
+RUN_FOLDER = FolderKind(
+    marks=("run.json",),
+    # The last is that of a tracker.
+    entries=("run.json", ITEMS_FILE, RESULTS_FILE, "metrics.jsonl", "*.safetensors", TRACKED_PROJECT),
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Run:
 
         item_ids: of the catalogue, which say what the rows of the ID table are when the Domain has been replaced.
         """
-        with new_folder(path, overwrite, marks=MARKS) as staging:
+        with new_folder(path, overwrite, kind=RUN_FOLDER) as staging:
             write_json(staging / "run.json", asdict(info))
             write_json(staging / ITEMS_FILE, list(item_ids))
         return cls(Path(path), info)
