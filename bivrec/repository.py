@@ -87,8 +87,15 @@ def resolve(source: str) -> str | None:
     """
     if Path(source).is_dir():
         return None
-    name, revision = _parse(source)
-    with _one_line(source, name):
+    return commit_of(*_parse(source))
+
+
+def commit_of(name: str, revision: str | None) -> str:
+    """Hash of the commit that a revision of a model on the Hub stands for; names without an ORG are as old as the Hub.
+
+    Raises BivrecError if it cannot be had.
+    """
+    with _one_line(name if revision is None else f"{name}@{revision}", name):
         return _resolve(name, revision, "model")
 
 

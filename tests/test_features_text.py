@@ -155,8 +155,9 @@ def test_missing_folder_model_and_package(monkeypatch, tmp_path):
     with pytest.raises(BivrecError, match=r"cannot be loaded.*config\.json"):
         TransformersTextEncoder(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BivrecError, match=r"bivrec-test/no-such-model: the encoder cannot be loaded.*hf download"):
-        TransformersTextEncoder("bivrec-test/no-such-model")
+    for name in ("bivrec-test/no-such-model", "no-such-model@v2"):
+        with pytest.raises(BivrecError, match=rf"^{name}: not in the local cache, .*`hashing` .* need no Hub"):
+            TransformersTextEncoder(name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BivrecError, match=r'pip install "bivrec\[encoders\]"'):
         TransformersTextEncoder("bert-base-uncased")

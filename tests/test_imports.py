@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "results": ("errors",),
     "artefact_config": (*GROUND, "results", "data.info", "data.sketch"),
     "data": (*GROUND, "repository", "data"),
-    "features": (*GROUND, "data.domain", "data.feature_rows", "data.images", "data.info", "features"),
+    "features": (*GROUND, "repository", "data.domain", "data.feature_rows", "data.images", "data.info", "features"),
     "model": (*GROUND, "model"),
     "evaluation": (*GROUND, "data", "features", "model", "evaluation"),
     "training": (*GROUND, "weights", "results", "data", "features", "model", "evaluation", "baselines", "training"),

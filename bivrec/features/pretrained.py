@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bivrec.errors import BivrecError, not_installed
+from bivrec.repository import commit_of
 
 LOCAL_REVISION = "sha256:"
 """A revision that begins so is the checksum of a local folder's weights, or of a feature file."""
@@ -48,9 +49,9 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
     is_folder = folder.is_dir()
     if not is_folder and (folder.is_absolute() or source.startswith(("./", "../", "~"))):
         raise BivrecError(f"{source}: no such folder; give a folder with config.json and *.safetensors, or a Hub id")
-    name, revision = (source, None) if is_folder else _split_revision(source)
+    name, commit = (source, None) if is_folder else _resolved(source)
     with _one_line(source, is_folder), _only_errors(transformers):
-        processor, model, missing = _load(transformers, preprocessor, name, revision)
+        processor, model, missing = _load(transformers, preprocessor, name, commit)
     # Some checkpoints lack the pooling head: those of classifiers and language models.
     absent = [key for key in missing if "pooler" not in key]
     if absent:
@@ -61,12 +62,11 @@ def load_pretrained(source: str, preprocessor: str, device: str, called: str | N
         model = model.float().eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as fault:
         raise BivrecError(f"device '{device}': not usable ({str(fault).splitlines()[0]}); try --device cpu") from None
-    snapshot = folder if is_folder else _snapshot(name, revision)
-    checksum = _hash_weights(snapshot)
+    checksum = _hash_weights(folder if commit is None else _snapshot(name, commit))
     return Pretrained(
-        name=(called or folder.resolve().name) if is_folder else name,
-        revision=checksum if is_folder else snapshot.name,
-        weights=None if is_folder else checksum,
+        name=(called or folder.resolve().name) if commit is None else name,
+        revision=commit or checksum,
+        weights=None if commit is None else checksum,
         model=model,
         preprocessor=processor,
         has_pooler=not missing,
@@ -136,9 +136,7 @@ def _one_line(source: str, is_folder: bool) -> Iterator[None]:
         elif is_folder:
             hint = "a folder with config.json, the preprocessor's files and *.safetensors is expected"
         else:
-            hint = (
-                "check the name; offline, run `hf download` before, or give a local folder, `hashing` or `descriptor`"
-            )
+            hint = "is all of it in the cache? run `hf download` before, or choose another"
         raise BivrecError(f"{source}: the encoder cannot be loaded ({reason}); {hint}") from None
 
 
@@ -154,14 +152,21 @@ def _only_errors(transformers: Any) -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-def _split_revision(source: str) -> tuple[str, str | None]:
+def _resolved(source: str) -> tuple[str, str]:
+    """Name and commit of `MODEL[@REVISION]`: all of an encoder is of one commit, and nothing is asked for in vain.
+
+    Without a connection transformers would ask for a minute.
+    """
     name, _, revision = source.partition("@")
-    return name, revision or None
+    try:
+        return name, commit_of(name, revision or None)
+    except BivrecError as fault:
+        raise BivrecError(f"{fault}; the encoders `hashing` (texts) and `descriptor` (images) need no Hub") from None
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
+def _snapshot(name: str, commit: str) -> Path:
     """The folder of the local cache, named by the commit, that a network of the Hub was just loaded from."""
-    config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=commit)
     if not isinstance(config, str):
         raise BivrecError(f"{name}: not in the cache of the Hub after loading; is HF_HUB_CACHE the same for all?")
     return Path(config).parent
