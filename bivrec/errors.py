@@ -1,5 +1,10 @@
 """The one exception that a user sees."""
 
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk answers."""
+
 
 class BivrecError(Exception):
     """A fault that the user can mend.

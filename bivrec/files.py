@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bivrec.errors import BivrecError
+from bivrec.errors import FULL_DISK, BivrecError
 from bivrec.locks import LOCK_FILE, locked
 
 UNFINISHED = ".*.tmp"
@@ -52,6 +52,12 @@ def new_folder(path: Path, overwrite: bool = False, *, kind: FolderKind | None =
     """
     path = Path(path)
     check_new_folder(path, overwrite, kind=kind)
+    with _full_disk_told(path), _new_folder(path, overwrite, kind) as staging:
+        yield staging
+
+
+@contextmanager
+def _new_folder(path: Path, overwrite: bool, kind: FolderKind | None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -148,14 +154,36 @@ def new_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _full_disk_told(path):
+        try:
+            staging.touch()
+            mode = staging.stat().st_mode
+            yield staging
+            staging.chmod(mode)
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+class _NoRoomError(BivrecError):
+    """A full disk."""
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    """Names the path in the fault of a full disk, which else names no file, or a hidden one."""
     try:
-        staging.touch()
-        mode = staging.stat().st_mode
-        yield staging
-        staging.chmod(mode)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+        yield
+    except Exception as fault:
+        # Libraries that write by themselves, such as safetensors, tell the code in their message alone.
+        code = fault.errno if isinstance(fault, OSError) else None
+        if (
+            code in FULL_DISK
+            or isinstance(fault, _NoRoomError)
+            or any(f"(os error {number})" in str(fault) for number in FULL_DISK)
+        ):
+            raise _NoRoomError(f"{path}: no room for it; make room on its disk, or choose another place") from fault
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

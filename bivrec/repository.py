@@ -5,7 +5,6 @@ Whatever goes wrong, on the Hub, on the way or on the disk, becomes a BivrecErro
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import time
@@ -31,7 +30,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from bivrec.errors import BivrecError
+from bivrec.errors import FULL_DISK, BivrecError
 
 CARD_FILE = "README.md"
 MAIN = "main"
@@ -42,7 +41,6 @@ _CARD_MARK = re.compile(rb"\n<!-- bivrec card sha256:([0-9a-f]{64}) -->\n\Z")
 _CONNECTION_FAULT: type[BaseException] = HfHubHTTPError.__bases__[0]
 # The client raises ValueError for names and answers that it refuses, RuntimeError around a failed upload.
 _FAULTS = (_CONNECTION_FAULT, RevisionResolutionError, OSError, ValueError, RuntimeError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BUSY = (429, 500, 502, 503, 504)
 _WAITS = (1.0, 2.0, 4.0)
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -357,7 +355,7 @@ def _explain(fault: BaseException) -> str:
         return f"not in the local cache, and the Hub cannot be reached ({_flat(cause)})"
     if isinstance(cause, _CONNECTION_FAULT):
         return f"no connection to the Hub, or it was lost ({_flat(cause)}); try again"
-    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+    if isinstance(cause, OSError) and cause.errno in FULL_DISK:
         cache = huggingface_hub.constants.HF_HUB_CACHE
         return f"no room for it in the cache ({cause.strerror}); make room in {cache}, or set HF_HOME"
     return _flat(cause)

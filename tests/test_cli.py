@@ -472,8 +472,8 @@ def test_a_full_disk_is_told_in_one_line(chain: Path, tmp_path: Path, command: s
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
-    assert result.stderr.startswith("Error: ")
-    assert "File too large" in result.stderr
+    assert result.stderr.startswith(f"Error: {tmp_path / 'new'}")
+    assert ": no room for it; make room on its disk" in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import signal
@@ -11,7 +10,7 @@ import threading
 
 import click
 
-from bivrec.errors import BivrecError
+from bivrec.errors import FULL_DISK, BivrecError
 from bivrec.version import __version__
 
 # command -> (module of bivrec.cli, line of help): the help must not import the command.
@@ -33,8 +32,6 @@ COMMANDS = {
     "recipes": ("recipes", "List and show the recipes that ship with bivrec."),
     "quickstart": ("quickstart", "Run the whole chain on two small synthetic domains."),
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk answers, to writing into a file that it does not name."""
 
 
 class _LazyGroup(click.Group):
@@ -60,15 +57,10 @@ class _LazyGroup(click.Group):
         except OSError as fault:
             # Of a rename, the second name is the one that the user gave.
             path = fault.filename2 or fault.filename
-            if path is None and fault.errno not in FULL:
+            if path is None and fault.errno not in FULL_DISK:
                 raise
-            raise click.ClickException(f"{path}: {fault.strerror}" if path else f"{fault.strerror}") from fault
-        except Exception as fault:
-            safetensors = sys.modules.get("safetensors")
-            # Those of reading are BivrecErrors by now, these are of writing.
-            if safetensors and isinstance(fault, safetensors.SafetensorError):
-                raise click.ClickException(str(fault)) from fault
-            raise
+            advice = "; make room on the disk" if fault.errno in FULL_DISK else ""
+            raise click.ClickException(f"{path or 'cannot write'}: {fault.strerror}{advice}") from fault
         distributed = sys.modules.get("torch.distributed")
         if distributed and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
