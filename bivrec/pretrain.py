@@ -60,10 +60,16 @@ def suited_to(domain: Domain, config: Config) -> tuple[Config, dict[str, Feature
     return dataclasses.replace(config, model=model), {name: domain.info.features[name] for name in modalities}
 
 
-def resume(path: Path, tracker: str | None = None) -> Run:
-    """Go on with an interrupted Run of either stage, from its last checkpoint and with its own configuration."""
+def resume(path: Path, tracker: str | None = None, *, domain: Domain | None = None) -> Run:
+    """Go on with an interrupted Run of either stage, from its last checkpoint and with its own configuration.
+
+    domain: that of the training, where it is not where it was. Raises BivrecError if it cannot be had, or differs.
+    """
     run = Run.open(path)
-    domain = run.open_domain()
+    if domain is None:
+        domain = run.open_domain()
+    else:
+        run.check_domain(domain)
     return fit(
         run.info.stage,
         domain,

@@ -138,6 +138,22 @@ def test_resume(chain: Path, tmp_path: Path, command: str) -> None:
     assert run.results() == Run.open(chain / name).results()
 
 
+def test_resume_on_a_domain_that_was_moved(chain: Path, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(chain / "pretrained", tmp_path / "run"))
+    (run.path / "results.json").unlink()
+    record = json.loads((run.path / "run.json").read_text())
+    record["domain"]["path"] = str(tmp_path / "gone")
+    (run.path / "run.json").write_text(json.dumps(record))
+    resume = ("pretrain", "--to", run.path, "--resume")
+    assert fail(*resume) == (
+        f"Error: {tmp_path / 'gone'}: the Domain that {run.path} was trained on is not there any more; put it back, or "
+        "name the folder where it is now (DOMAIN with --resume, --domain of refit)"
+    )
+    assert "was trained on the items of source" in fail(*resume, chain / "world/target")
+    succeed(*resume, chain / "world/source")
+    assert run.results() == Run.open(chain / "pretrained").results()
+
+
 def test_a_training_that_has_not_ended_is_told(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, run = chain / "world/source", tmp_path / "the run"
     with monkeypatch.context() as patch:

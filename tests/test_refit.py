@@ -226,6 +226,18 @@ def test_the_command(source: Domain, tmp_path: Path) -> None:
         assert "was trained on the validation" in refused.output
 
 
+def test_a_domain_of_other_items_may_be_a_mistake(source: Domain, target: Domain, tmp_path: Path) -> None:
+    succeed("pretrain", source.path, "--to", tmp_path / "run", *settings(training={"steps": 1, "evaluate_every": 1}))
+    refit = ("refit", tmp_path / "run", "--overwrite", "--to", tmp_path / "final")
+    assert "Warning" not in bivrec(*refit, "--domain", source.path).stderr
+    items = source.num_items
+    told = bivrec(*refit, "--domain", target.path)
+    assert told.exit_code == 0
+    assert told.stderr.splitlines()[0] == (
+        f"Warning: {target.path} has 0 of the {items} items that {tmp_path / 'run'} was trained on: another shop?"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

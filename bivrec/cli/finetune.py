@@ -48,8 +48,8 @@ def finetune(
 
     keep_freed_memory()
     if resume:
-        allow_only(ctx, "path", "resume", "track")
-        run = resume_run(path, track)
+        allow_only(ctx, "domain", "path", "resume", "track")
+        run = resume_run(path, track, domain=None if domain is None else Domain.open(domain))
     else:
         location = need_domain(domain)
         if source is None:

@@ -75,7 +75,11 @@ track_option = click.option("--track", metavar="NAME", help="Also log to a track
 training_options = together(
     set_option,
     overwrite_option,
-    click.option("--resume", is_flag=True, help="Go on with the interrupted Run, with its own Domain and settings."),
+    click.option(
+        "--resume",
+        is_flag=True,
+        help="Go on with the interrupted Run, with its own settings; DOMAIN only where its Domain has been moved.",
+    ),
     track_option,
 )
 
@@ -113,7 +117,7 @@ def need_domain(domain: Path | str | None) -> Path | str:
 def allow_only(ctx: click.Context, *allowed: str) -> None:
     """Raise BivrecError if any other parameter than these was given: it would be ignored."""
     if given := _given(ctx, {parameter.name or "" for parameter in ctx.command.params} - set(allowed)):
-        raise BivrecError(f"--resume goes on with the Run's own Domain and settings; leave {', '.join(given)} out")
+        raise BivrecError(f"--resume goes on with the Run's own settings; leave {', '.join(given)} out")
 
 
 def refuse_unused(names: Collection[str], purpose: str, used: object) -> None:

@@ -38,8 +38,8 @@ def pretrain(
 
     keep_freed_memory()
     if resume:
-        allow_only(ctx, "path", "resume", "track")
-        run = stage.resume(path, track)
+        allow_only(ctx, "domain", "path", "resume", "track")
+        run = stage.resume(path, track, domain=None if domain is None else Domain.open(domain))
     else:
         location = need_domain(domain)
         config = config_from_dict(read_recipe(recipe, "pretrain", (*overrides, *views)), f"recipe {recipe}")

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, track_option
+from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, track_option, warn
 from bivrec.cli.reports import echo_results
 from bivrec.memory import keep_freed_memory
+
+LEAST_KEPT = 0.5
+"""Share of a Run's items that a Domain has which was prepared anew; with less it may be a mistake."""
 
 
 @click.command()
@@ -34,5 +37,11 @@ def refit(
     from bivrec.training.run import Run
 
     keep_freed_memory()
+    trained = Run.open(run)
     opened = None if domain is None else Domain.open(domain)
-    echo_results(train_again(Run.open(run), path, opened, with_test=with_test, overwrite=overwrite, tracker=track))
+    if opened is not None:
+        items = set(trained.item_ids())
+        kept = len(items.intersection(opened.item_ids()))
+        if kept < LEAST_KEPT * len(items):
+            warn(f"{opened.location} has {kept:,} of the {len(items):,} items that {run} was trained on: another shop?")
+    echo_results(train_again(trained, path, opened, with_test=with_test, overwrite=overwrite, tracker=track))

@@ -19,7 +19,7 @@ from typing import Any
 
 from bivrec.baselines.towers import fresh_towers
 from bivrec.config import HELD_OUT, Config, config_from_dict
-from bivrec.data.domain import Domain, sequence_file
+from bivrec.data.domain import HUB_PREFIX, Domain, sequence_file
 from bivrec.data.info import FeatureSpec, feature_spec, wrong_field
 from bivrec.errors import BivrecError
 from bivrec.features.contract import contract_features
@@ -128,7 +128,13 @@ class Run:
 
     def open_domain(self) -> Domain:
         """The Domain of the training. Raises BivrecError if it is not where it was, or has changed."""
-        domain = Domain.open(self.info.domain["path"])
+        location = self.info.domain["path"]
+        if not location.startswith(HUB_PREFIX) and not Path(location).exists():
+            raise BivrecError(
+                f"{location}: the Domain that {self.path} was trained on is not there any more; put it back, or name "
+                "the folder where it is now (DOMAIN with --resume, --domain of refit)"
+            )
+        domain = Domain.open(location)
         self.check_domain(domain)
         return domain
 
