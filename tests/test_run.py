@@ -283,7 +283,7 @@ def test_other_features_are_refused_and_both_sides_named(pretrained: Run, source
 
 def test_a_domain_that_is_gone(copy: Run, tmp_path: Path) -> None:
     spoil(copy, {"domain": {**copy.info.domain, "path": str(tmp_path / "gone")}})
-    with pytest.raises(BivrecError, match="gone: the Domain that .* is not there any more"):
+    with pytest.raises(BivrecError, match=r"gone: the Domain that .* is not there any more"):
         Run.open(copy.path).open_domain()
 
 

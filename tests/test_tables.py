@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from stages import as_rows
 
+from bivrec.data.columns import ID, TEXT, read_columns
 from bivrec.data.images import find_images
 from bivrec.data.prepare import prepare
 from bivrec.data.tables import Columns, read_tables
@@ -603,6 +604,40 @@ def test_another_encoding(tmp_path, encoding, suffix):
     (tmp_path / f"t.{suffix}").write_bytes(gzip.compress(content) if suffix == "csv.gz" else content)
     with pytest.raises(BivrecError, match=r": not UTF-8, but UTF-16; convert the file"):
         read_tables(tmp_path / f"t.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_letters_of_latin1(tmp_path, suffix):
+    content = "item_id,title\ni1,tea\ni2,café\n".replace(",", {"csv": ",", "tsv": "\t"}[suffix])
+    (tmp_path / f"t.{suffix}").write_bytes(content.encode("latin-1"))
+    with pytest.raises(BivrecError, match=rf"t\.{suffix}: row 3: not UTF-8; convert the file, .*`iconv -f LATIN1"):
+        read_columns(tmp_path / f"t.{suffix}", {"item_id": ID}, {"title": TEXT})
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_texts_that_are_numbers_or_lists(interactions_csv, tmp_path, suffix):
+    """Categories, the paragraphs of a description, and titles such as 1984."""
+    table = pa.table(
+        {
+            "item_id": ["i0", "i1", "i2"],
+            "title": [1984, None, 300],
+            "text": [["Books", None, " ", "Fiction"], None, []],
+            "image": pa.array([None, None, None], pa.float64()),
+        }
+    )
+    raw = read_tables(interactions_csv, write(table, tmp_path / f"items.{suffix}"))
+    assert raw.catalogue["title"].to_pylist() == ["1984", None, "300"]
+    # Without a text an item has its title.
+    assert raw.catalogue["text"].to_pylist() == ["Books. Fiction", None, "300"]
+    with pytest.raises(BivrecError, match="expected a string, an integer, or a list of strings"):
+        read_columns(write(pa.table({"item_id": ["i0"], "text": [[1.5]]}), tmp_path / f"t.{suffix}"), {"text": TEXT})
+
+
+def test_ids_that_are_decimals_without_places(tmp_path):
+    """As Spark and Oracle write large keys."""
+    ids = pa.array([1025, 1026]).cast(pa.decimal128(38, 0))
+    table = pa.table({"user_id": ids, "item_id": ["x", "y"], "timestamp": [1, 2]})
+    assert as_rows(read_tables(write(table, tmp_path / "t.parquet"))) == [("1025", "x", 1), ("1026", "y", 2)]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])

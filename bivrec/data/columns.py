@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ EXPECTED = {
     TIME: EXPECTED_TIME,
     INTEGER: "an integer",
     NUMBER: "a number",
-    TEXT: "a string",
+    TEXT: "a string, an integer, or a list of strings",
 }
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
@@ -59,9 +60,10 @@ def read_columns(
 ) -> pa.Table:
     """The required columns and those of the optional ones that there are.
 
-    Only texts may be empty. A timestamp is an integer, which is kept, or seconds with a fraction, or a date, of such a
-    type or as text of ISO 8601. Dates become seconds since 1970, UTC. Where any date or number of the column has a
-    fraction of a second, in whatever part, all its times become microseconds since 1970.
+    Only texts may be empty; one that is a list, as of categories, is its strings, one after the other. A timestamp is
+    an integer, which is kept, or seconds with a fraction, or a date, of such a type or as text of ISO 8601. Dates
+    become seconds since 1970, UTC. Where any date or number of the column has a fraction of a second, in whatever part,
+    all its times become microseconds since 1970.
     Raises BivrecError if a file cannot be read, a required column is missing, a value is of the wrong kind, or some
     timestamps are dates and some numbers.
     """
@@ -263,8 +265,7 @@ def _json_column(values: list[Any], kind: pa.DataType, where: Callable[[int], st
         return _json_times(values, where)
     if kind in (INTEGER, NUMBER):
         return pa.array(values, kind)
-    texts = strings(values)
-    return texts.dictionary_encode() if kind == ID else texts
+    return strings(values).dictionary_encode() if kind == ID else strings(map(_one_text, values))
 
 
 def _json_times(values: list[Any], where: Callable[[int], str]) -> pa.ChunkedArray:
@@ -289,7 +290,14 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
         return abs(value) < 2.0**63
     if isinstance(value, bool) or (isinstance(value, int) and kind in BITS and value.bit_length() > BITS[kind]):
         return False
-    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: str, INTEGER: int, NUMBER: int | float}[kind])
+    if isinstance(value, list):
+        return kind == TEXT and all(part is None or isinstance(part, str) for part in value)
+    return isinstance(value, {ID: int | str, TIME: int | str, TEXT: int | str, INTEGER: int, NUMBER: int | float}[kind])
+
+
+def _one_text(value: Any) -> Any:
+    """A list of strings as a text."""
+    return ". ".join(part for part in value if part and not part.isspace()) if isinstance(value, list) else value
 
 
 def _stacked(tables: Sequence[pa.Table], types: Mapping[str, pa.DataType], places: Sequence[str]) -> pa.Table:
@@ -358,6 +366,9 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     found = column.type
     if found == kind or pa.types.is_null(found):
         return column.cast(kind)
+    if kind == TEXT and column.null_count == len(column):
+        # As pandas writes a column without a value: of floats.
+        return pa.chunked_array([pa.nulls(len(column), TEXT)])
     is_text = _is_text(found)
     if kind == TIME and found == SECONDS:
         return column
@@ -370,6 +381,12 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
         return column.cast(kind)
     if kind == ID and (is_text or pa.types.is_integer(found)):
         return column.dictionary_encode().cast(ID)
+    if kind == ID and pa.types.is_decimal(found) and found.scale == 0:
+        return column.cast(pa.string()).dictionary_encode()
+    if kind == TEXT and pa.types.is_integer(found):
+        return column.cast(TEXT)
+    if kind == TEXT and (pa.types.is_list(found) or pa.types.is_large_list(found)) and _is_text(found.value_type):
+        return pa.chunked_array([strings(map(_one_text, column.to_pylist()))])
     if (kind == ID and pa.types.is_dictionary(found)) or (kind == TEXT and is_text):
         return column.cast(kind)
     raise BivrecError(f"{where} is of type {found}: expected {EXPECTED[kind]}; convert the column")
@@ -472,6 +489,12 @@ def _faults_of(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise _missing(path) from None
     except (pa.ArrowException, OSError) as fault:
+        if "invalid UTF8" in str(fault):
+            where = re.search(r"Row #\d+", str(fault))
+            raise BivrecError(
+                f"{path}:{' ' + where[0].lower().replace('#', '') + ':' if where else ''} not UTF-8; convert the file, "
+                "for instance with `iconv -f LATIN1 -t UTF-8`"
+            ) from None
         raise BivrecError(f"{path}: cannot be read: {' '.join(str(fault).split())}; mend the file") from None
 
 
