@@ -523,7 +523,7 @@ WRONG = {
         "no training user has more than 1000 items",
     ),
     "pretrain without features": ("pretrain {bare} --to {new}", "bivrec encode"),
-    "pretrain with no tracker": ("pretrain {source} --to {new} --track nosuchtracker", "it is not installed"),
+    "pretrain with no tracker": ("pretrain {source} --to {new} --track nosuchtracker", "expected one of aim, "),
     "pretrain below a file": ("pretrain {source} --to {file}/run", "{file}"),
     "resume no Run": ("pretrain --to {new} --resume", "not a Run"),
     "resume a Domain": ("pretrain --to {source} --resume", "not a Run"),

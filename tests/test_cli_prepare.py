@@ -44,6 +44,17 @@ def test_a_letter_that_the_terminal_lacks_is_escaped(run, interactions_csv, tmp_
     assert "\\u5e97 (tables)" in told.stdout
 
 
+def test_images_that_are_named_but_not_given_are_told(run, interactions_csv, tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,title,image\ni0,Tea,tea.jpg\ni1,Pot,\n")
+    result = run(
+        "tables", "--interactions", interactions_csv, "--items", tmp_path / "items.csv", "--to", tmp_path / "d"
+    )
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "Warning: images that the items name (1, such as tea.jpg) are not used; give them with --images\n"
+    )
+
+
 def test_overwrite_does_not_delete_what_it_reads(run, interactions_csv, tmp_path):
     shop = tmp_path / "shop"
     assert run("tables", "--interactions", interactions_csv, "--to", shop).exit_code == 0

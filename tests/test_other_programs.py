@@ -174,6 +174,9 @@ def test_without_ranks_the_rows_are_in_order(source: Domain, tmp_path: Path) -> 
     table.to_csv(tmp_path / "ranked.csv", index=False)
     ordered, ranked = (read_lists(tmp_path / f"{name}.csv", source, users) for name in ("ordered", "ranked"))
     assert (ordered.items == ranked.items).all()
+    # As pandas writes them after a merge.
+    table.astype({"rank": float}).to_csv(tmp_path / "floats.csv", index=False)
+    assert (read_lists(tmp_path / "floats.csv", source, users).items == ranked.items).all()
     assert (
         "no column rank: the rows of a user are taken as in order"
         in bivrec("evaluate", source.path, "--lists", tmp_path / "ordered.csv").stderr

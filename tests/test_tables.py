@@ -502,7 +502,8 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
         ("t.csv", HEAD + f"a,y,{2**63}\n", rf"t\.csv: row 3: timestamp '{2**63}': expected an integer or a date"),
         ("t.csv", HEAD + "a,y,2023-01-01\na,z\n", r"Row #4: Expected 3 columns, got 2: a,z"),
         ("t.csv", HEAD + "a,y\n", r"Row #3: Expected 3 columns, got 2: a,y"),
-        ("t.csv", HEAD + "a,,2\n", r"t\.csv: row 3: item_id is empty: expected an id"),
+        ("t.csv", HEAD + "a,,2\n", r"t\.csv: row 3: item_id is empty: expected an id .*; mend or remove the row$"),
+        ("t.csv", HEAD + ",y,2\n" * 3, r"row 3: user_id is empty: .*; mend or remove the 3 rows that are like it$"),
         ("t.csv", HEAD + "a,y,\n", r"row 3: timestamp is empty: expected an integer or a date"),
         ("t.csv", "user_id,asin,timestamp\n", r"no column 'item_id'; found 'user_id', 'asin', 'timestamp'"),
         (

@@ -259,6 +259,8 @@ def _prepare(read: Callable[[], RawData], to: Path, overwrite: bool, **options: 
     users, items = len(raw.user_ids), len(raw.item_ids)
     click.echo(f"read {len(raw.users):,} interactions of {users:,} users with {items:,} items")
     echo_domain(domain, _not_listed(domain, raw))
+    if raw.images is None and raw.catalogue is not None and (named := raw.catalogue["image"].drop_null()):
+        warn(f"images that the items name ({len(named):,}, such as {named[0]}) are not used; give them with --images")
     if lost:
         command = f"bivrec encode {shlex.quote(str(to))}"
         warn(f"the replaced Domain had {lost} features; run `{command}` again")

@@ -334,7 +334,7 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
             column = pc.if_else(pc.is_nan(column), None, column)
         if kind != TEXT and column.null_count:
             row = pc.index(column.is_null(), True).as_py() + first_row
-            raise _empty(path, row, name, kind)
+            raise _empty(path, row, name, kind, column.null_count)
         if kind == TIME and (_is_text(column.type) or pa.types.is_floating(column.type)):
             read = read_times if _is_text(column.type) else read_numbers
             columns.append(read(column, partial(_place, path, name, range(first_row, first_row + len(column)))))
@@ -347,8 +347,9 @@ def _checked(path: Path, table: pa.Table, types: Mapping[str, pa.DataType], firs
     return pa.table(columns, names=list(types))
 
 
-def _empty(path: Path, row: int, name: str, kind: pa.DataType) -> BivrecError:
-    return BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove the row")
+def _empty(path: Path, row: int, name: str, kind: pa.DataType, count: int = 1) -> BivrecError:
+    rows = "the row" if count == 1 else f"the {count:,} rows that are like it"
+    return BivrecError(f"{path}: row {row}: {name} is empty: expected {EXPECTED[kind]}; mend or remove {rows}")
 
 
 def _first_empty(ids: pa.ChunkedArray) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bivrec.data.columns import ID, INTEGER, read_columns
+from bivrec.data.columns import ID, NUMBER, read_columns
 from bivrec.data.domain import Domain
 from bivrec.data.raw import encode_ids
 from bivrec.data.stretches import Integers, places_of
@@ -43,7 +43,7 @@ def read_lists(path: Path, domain: Domain, users: EvaluationUsers) -> RankedList
     items that the Domain does not have, an item or a rank that is twice in a list, and if no list is of a user who is
     asked.
     """
-    table = read_columns(path, {"user_id": ID, "item_id": ID}, {"rank": INTEGER})
+    table = read_columns(path, {"user_id": ID, "item_id": ID}, {"rank": NUMBER})
     if not len(table):
         raise BivrecError(f"{path}: no recommendations; expected rows of user_id, item_id and rank")
     item_codes, item_ids = encode_ids(table["item_id"])
@@ -70,7 +70,7 @@ def read_lists(path: Path, domain: Domain, users: EvaluationUsers) -> RankedList
     if len(tied):
         row = order[tied[0]]
         user = users.user_ids[int(owners[row])]
-        raise BivrecError(f"{path}: user '{user}' has two items of rank {ranks[row]}; expected ranks 1, 2, 3, ...")
+        raise BivrecError(f"{path}: user '{user}' has two items of rank {ranks[row]:g}; expected ranks 1, 2, 3, ...")
     lengths = np.bincount(owners[order], minlength=len(users))
     _, columns = places_of(np.zeros_like(lengths), lengths)
     lists = np.zeros((len(users), lengths.max()), np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -41,7 +41,9 @@ ASK_EVERY = 10
 
 
 def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
-    """The Accelerator of a training. Raises BivrecError if the tracker is not installed."""
+    """The Accelerator of a training. Raises BivrecError if there is no such tracker, or it is not installed."""
+    if tracker is not None and tracker not in LOGGER_TYPE_TO_CLASS:
+        raise BivrecError(f"--track {tracker}: no tracker; expected one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
     if tracker is not None and tracker not in [str(name) for name in get_available_trackers()]:
         raise BivrecError(f"--track {tracker}: it is not installed; run `pip install {tracker}`")
     return Accelerator(
