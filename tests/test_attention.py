@@ -113,6 +113,20 @@ def test_sigma_is_trained_and_stays_positive(gaussian: str, tokens: Tensor, mask
     assert apply(layer, tokens, everyone_sees(mask), squared_distance(position)).isfinite().all()
 
 
+@pytest.mark.parametrize("gaussian", GAUSSIANS)
+def test_how_many_histories_are_held_at_once_does_not_matter(
+    gaussian: str, tokens: Tensor, mask: Tensor, position: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for weights in (2 * 2 * 6 * 6, 2**20):
+        monkeypatch.setattr("bivrec.model.attention.WEIGHTS_AT_ONCE", weights)
+        layer, leaf = randomised(GaussianAttention(WIDTH, 2, 0.0, gaussian)), tokens.clone().requires_grad_(True)
+        mixed = apply(layer, leaf, everyone_sees(mask), squared_distance(position))
+        mixed.square().sum().backward()
+        found.append([mixed, leaf.grad, *(parameter.grad for parameter in layer.parameters())])
+    torch.testing.assert_close(*found)
+
+
 def test_plain_attention_has_no_sigma() -> None:
     assert not hasattr(GaussianAttention(WIDTH, 2, 0.0, "none"), "log_sigma")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from bivrec.model.packing import Packing
 
 INITIAL_SIGMA = 8.0
 """Initial width of the Gaussian in items: near neighbours stand out, and the whole recent history is in reach."""
+WEIGHTS_AT_ONCE = 2**20
+"""Attention weights that a processor holds at once: small enough for its cache."""
 
 
 class GaussianAttention(nn.Module):
@@ -89,75 +92,82 @@ def attention(projected: Tensor, num_heads: int, factor: Tensor | None, bias: Te
     projected [B, M, 3 D]: queries, keys and values, each with its heads side by side; factor and bias [B, M, M] are
     shared by the heads.
     """
-    mixed: Tensor = _Attention.apply(projected, num_heads, factor, bias, dropout)  # type: ignore[no-untyped-call]
-    return mixed
+    batch, length, _ = projected.shape
+    size = batch if projected.device.type != "cpu" else max(1, WEIGHTS_AT_ONCE // (num_heads * length * length))
+    chunks = [
+        _Attention.apply(some, num_heads, some_factor, some_bias, dropout)  # type: ignore[no-untyped-call]
+        for some, some_factor, some_bias in zip(
+            torch.split(projected, size),
+            repeat(None) if factor is None else torch.split(factor, size),
+            torch.split(bias, size),
+            strict=False,
+        )
+    ]
+    return torch.cat(chunks)
 
 
 class _Attention(torch.autograd.Function):
-    """Head by head on strided views: neither heads nor gradients are ever copied into another layout."""
+    """All heads at once: few and large kernels. Of what is M x M, only the weights and their dropout are kept."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, projected: Tensor, num_heads: int, factor: Tensor | None, bias: Tensor, dropout: float
     ) -> Tensor:
-        batch, length, width = projected.shape
-        mixed = projected.new_empty(batch, length, width // 3)
-        weights, masks = [], []
-        for out, (query, key, value) in zip(_parts(mixed, num_heads), _heads(projected, num_heads), strict=True):
-            scale = query.shape[-1] ** -0.5
-            if factor is None:
-                logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
-            else:
-                logits = torch.bmm(query, key.transpose(1, 2)).mul_(scale).mul_(factor).add_(bias)
-            # Autocast makes it float32 on some devices; the backward pass is without autocast.
-            weight = logits.softmax(-1).to(logits.dtype)
-            mask = _dropout_mask(weight, dropout)
-            out.copy_((weight if mask is None else weight * mask) @ value)
-            weights.append(weight)
-            masks.append(mask)
-        ctx.save_for_backward(projected, factor, *weights, *masks)  # type: ignore[arg-type]
-        ctx.num_heads = num_heads  # type: ignore[attr-defined]
-        return mixed
+        parts = _split_heads(projected, 3, num_heads)
+        query, key, value = parts
+        scale = query.shape[-1] ** -0.5
+        length = query.shape[1]
+        products = torch.bmm(query, key.transpose(1, 2)).view(-1, num_heads, length, length)
+        if factor is None:
+            logits = torch.add(bias.unsqueeze(1), products, alpha=scale)
+        else:
+            logits = torch.addcmul(bias.unsqueeze(1), products, factor.unsqueeze(1) * scale)
+        # Autocast makes it float32 on some devices; the backward pass is without autocast.
+        weight = logits.softmax(-1).to(logits.dtype)
+        mask = _dropout_mask(weight, dropout)
+        ctx.save_for_backward(parts, factor, weight, mask)  # type: ignore[arg-type]
+        return _merge_heads(torch.bmm(_kept(weight, mask), value).unsqueeze(0), num_heads)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        count: int = ctx.num_heads  # type: ignore[attr-defined]
-        projected, factor, *saved = ctx.saved_tensors  # type: ignore[attr-defined]
-        projected_gradient = torch.empty_like(projected)
-        factor_gradient = None if factor is None else torch.zeros_like(factor)
-        bias_gradient = torch.zeros_like(saved[0]) if ctx.needs_input_grad[3] else None  # type: ignore[attr-defined]
-        for out, (query, key, value), into, weight, mask in zip(
-            _parts(gradient, count),
-            _heads(projected, count),
-            _heads(projected_gradient, count),
-            saved[:count],
-            saved[count:],
-            strict=True,
-        ):
-            scale = query.shape[-1] ** -0.5
-            into[2].copy_((weight if mask is None else weight * mask).transpose(1, 2) @ out)
-            towards = out @ value.transpose(1, 2)
-            if mask is not None:
-                towards *= mask
-            logit = torch.ops.aten._softmax_backward_data(towards, weight, -1, weight.dtype)
-            if bias_gradient is not None:
-                bias_gradient += logit
-            if factor_gradient is not None:
-                factor_gradient += logit * (query @ key.transpose(1, 2)).mul_(scale)
-                logit = logit * factor
-            logit *= scale
-            into[0].copy_(logit @ key)
-            into[1].copy_(logit.transpose(1, 2) @ query)
-        return projected_gradient, None, factor_gradient, bias_gradient, None
+        parts, factor, weight, mask = ctx.saved_tensors  # type: ignore[attr-defined]
+        query, key, value = parts
+        num_heads, scale = weight.shape[1], query.shape[-1] ** -0.5
+        mixed_gradient = _split_heads(gradient, 1, num_heads)[0]
+        gradients = torch.empty_like(parts)
+        torch.bmm(_kept(weight, mask).transpose(1, 2), mixed_gradient, out=gradients[2])
+        towards = torch.bmm(mixed_gradient, value.transpose(1, 2)).view_as(weight)
+        if mask is not None:
+            towards *= mask
+        logit = torch.ops.aten._softmax_backward_data(towards, weight, -1, weight.dtype)
+        bias_gradient = logit.sum(1) if ctx.needs_input_grad[3] else None  # type: ignore[attr-defined]
+        factor_gradient = None
+        if factor is not None:
+            products = torch.bmm(query, key.transpose(1, 2)).view_as(weight)
+            factor_gradient = products.mul_(logit).sum(1).mul_(scale)
+            logit *= factor.unsqueeze(1)
+        logit = logit.mul_(scale).flatten(0, 1)
+        torch.bmm(logit, key, out=gradients[0])
+        torch.bmm(logit.transpose(1, 2), query, out=gradients[1])
+        return _merge_heads(gradients, num_heads), None, factor_gradient, bias_gradient, None
 
 
-def _heads(projected: Tensor, num_heads: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Query, key and value [B, M, D / H] of each head, as views."""
-    return list(zip(*(_parts(part, num_heads) for part in projected.chunk(3, -1)), strict=True))
+def _split_heads(joined: Tensor, parts: int, num_heads: int) -> Tensor:
+    """[parts, B H, M, d] of vectors [B, M, parts H d]."""
+    batch, length, width = joined.shape
+    heads = joined.view(batch, length, parts, num_heads, width // (parts * num_heads)).permute(2, 0, 3, 1, 4)
+    return heads.flatten(1, 2).contiguous()
 
 
-def _parts(vectors: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    return vectors.chunk(num_heads, -1)
+def _merge_heads(split: Tensor, num_heads: int) -> Tensor:
+    """[B, M, parts H d] of vectors [parts, B H, M, d]."""
+    parts, _, length, width = split.shape
+    return split.view(parts, -1, num_heads, length, width).permute(1, 3, 0, 2, 4).flatten(2)
+
+
+def _kept(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Weights [B, H, M, M] after dropout, [B H, M, M]."""
+    return (weight if mask is None else weight * mask).flatten(0, 1)
 
 
 def _dropout_mask(weight: Tensor, rate: float) -> Tensor | None:
