@@ -54,6 +54,16 @@ def test_popularity_is_log_uniform_over_the_rank(num_negatives: int) -> None:
         assert stated[rank].item() == pytest.approx(math.log(1 - (1 - probability) ** num_negatives), rel=1e-4)
 
 
+def test_an_item_that_is_every_last_target_is_surely_in_the_batch() -> None:
+    shares = np.zeros(NUM_ITEMS + 1)
+    # As sums of many shares come out.
+    shares[1] = 1 + 1e-15
+    sampler = CandidateSampler(ObjectiveConfig(candidates="in-batch"), NUM_ITEMS, 0, shares)
+    stated = draw(sampler, 0, torch.ones(3, 1, dtype=torch.long)).log_inclusion
+    assert stated.isfinite().all()
+    assert stated[1] == 0
+
+
 def test_in_batch_candidates_are_the_last_targets() -> None:
     candidates = draw(make_sampler("in-batch"), 0)
     assert candidates.items.tolist() == [3, 9, 39]

@@ -73,7 +73,9 @@ class CandidateSampler:
             assert target_shares is not None
             # What is never the last target may be an earlier one; half the rarest share keeps its logarithm finite.
             shares = target_shares[1:]
-            probability = np.maximum(shares, shares[shares > 0].min() / 2)
+            least = shares[shares > 0].min() / 2
+            # Rounded sums of shares may exceed 1, of which log1p(-p) is not a number.
+            probability = np.clip(shares, least, 1)
         else:
             probability = np.full(self._num_items, 1 / self._num_items)
         # Padding is never drawn; 1 keeps its logarithm finite.
