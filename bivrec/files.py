@@ -19,6 +19,8 @@ from bivrec.locks import LOCK_FILE, locked
 
 UNFINISHED = ".*.tmp"
 """Pattern of the names of files that `new_file` is making."""
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*")
+"""What desktops and network file systems leave in folders."""
 REPLACING_SECONDS = 600.0
 """How long others may be at work in a folder, before one gives up replacing it."""
 
@@ -38,7 +40,7 @@ class FolderKind:
 
     def foreign_entries(self, folder: Path) -> list[str]:
         """Names of what is not of the kind."""
-        ours = (*self.entries, LOCK_FILE, UNFINISHED)
+        ours = (*self.entries, LOCK_FILE, UNFINISHED, *LITTER)
         names = sorted(entry.name for entry in folder.iterdir())
         return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in ours)]
 

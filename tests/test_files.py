@@ -24,6 +24,7 @@ def test_a_folder_of_its_kind_is_replaced(tmp_path: Path) -> None:
     write(tmp_path / "d" / "mark.json")
     write(tmp_path / "d" / "part-1")
     write(tmp_path / "d" / ".lock")
+    write(tmp_path / "d" / ".DS_Store")
     write(tmp_path / "d" / ".part-1.77.tmp")
     with new_folder(tmp_path / "d", overwrite=True, kind=KIND) as staging:
         write(staging / "mark.json", "new")
