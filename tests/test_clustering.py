@@ -197,6 +197,17 @@ def test_a_reader_weighs_the_tokens(tokens: Tensor, mask: Tensor) -> None:
     torch.testing.assert_close(2 * (halved - stage.interests), interests - stage.interests)
 
 
+@pytest.mark.parametrize("assignment", ["softmax-hard", "softmax-soft"])
+def test_affinities_are_not_rounded_to_half_precision(assignment: str) -> None:
+    """Two interests whose affinities differ by less than bfloat16 tells apart, as large as trained ones."""
+    stage = make_stage(assignment=assignment).float()
+    tokens = 30 * torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(7))
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = stage.allocate(tokens, mask)
+    assert torch.equal(rounded, stage.allocate(tokens, mask))
+
+
 @pytest.mark.parametrize("aggregation", ["mean", "sum"])
 @pytest.mark.parametrize("free", [False, True])
 def test_a_stage_gathers_content(free: bool, aggregation: str, tokens: Tensor, mask: Tensor) -> None:

@@ -137,6 +137,20 @@ def test_cross_view_parts_compare_what_is_read_last(readout: str) -> None:
         torch.testing.assert_close(gradients(model, parts[name]), gradients(model, value), atol=1e-6, rtol=1e-4)
 
 
+def test_a_popular_item_keeps_its_gradient_in_half_precision() -> None:
+    """Item 1 is read thousands of times, more than a sum in bfloat16 can count."""
+    model = tiny_model(views=("mm",), score="cosine", readout="prefix", scales=(), **NO_NOISE).float()
+    history = torch.ones(600, 8, dtype=torch.long)
+    history[:, 7] = torch.arange(600) % NUM_ITEMS + 1
+    targets = torch.full((600, 1), 2)
+    batch = Batch(torch.arange(600), history, torch.tensor([7]), targets, torch.zeros(2, 0).long(), 600.0)
+    exact = gradients(model, run(model, batch)["loss"])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gradients(model, run(model, batch)["loss"])
+    key = "towers.mm.items.projection.weight"
+    assert (half[key] - exact[key]).norm() < 0.03 * exact[key].norm()
+
+
 # How the parts make one (Eq. 22)
 
 

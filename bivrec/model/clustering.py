@@ -65,9 +65,11 @@ class InterestClustering(nn.Module):
 
     def allocate(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Allocation [B, K, M] of tokens [B, M, D] to interests (Eq. 7-10); columns of masked tokens are zero."""
-        # q (W x) = (q W) x: K products of a token with a vector instead of one with a matrix.
-        query = self.query(self.interests) @ self.key.weight / math.sqrt(tokens.shape[-1])
-        affinity = functional.linear(tokens, query).transpose(1, 2).float()
+        # In bfloat16, affinities of some tens would be rounded by more than those of two interests differ.
+        with torch.autocast(tokens.device.type, enabled=False):
+            # q (W x) = (q W) x: K products of a token with a vector instead of one with a matrix.
+            query = self.query(self.interests) @ self.key.weight / math.sqrt(tokens.shape[-1])
+            affinity = functional.linear(tokens.to(query.dtype), query).transpose(1, 2).contiguous()
         if self.assignment == "gumbel-hard" and self.training:
             affinity = affinity + gumbel_noise(affinity)
         allocation = (affinity / self.temperature).softmax(dim=1)
@@ -107,5 +109,6 @@ class InterestClustering(nn.Module):
             return gathered
         # Of hard shares, an interest has none or at least one whole token; less than one are memories that fade.
         # Dividing by less would blow up the straight-through gradient of interests that got no token.
+        # An interest whose soft shares add up to less fades as well; its exact mean, in logarithms, ranked no better.
         least = 1e-6 if self.assignment == "softmax-soft" else 1.0
         return gathered / shares.sum(-1, keepdim=True).clamp(min=least).to(values.dtype)

@@ -165,6 +165,8 @@ class TowerNetwork(nn.Module):
     def encode_items(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices."""
         vectors: Tensor = self.items(indices)
+        # A popular item is read hundreds of times a step; in bfloat16 the sum of its gradients would stop growing.
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         if self.config.score == "cosine":
             vectors = functional.normalize(vectors, dim=-1, eps=1e-6)
         return vectors
