@@ -124,16 +124,16 @@ def test_the_weight_of_the_views_is_a_column(compared: Path) -> None:
 
 def test_both_protocols_are_those_of_evaluate(compared: Path, target: Domain) -> None:
     users = EvaluationUsers.from_sequences(target.sequences("test"))
-    recalls = {}
+    found = {}
     for remove_seen, seen in ((False, "kept"), (True, "removed")):
         of_seeds = []
         for seed in (0, 1):
             model = Run.open(compared / f"runs/target/bivrec/seed-{seed}").load_model(target)
-            of_seeds.append(evaluate(ModelScorer(model, "mm"), users, (20,), remove_seen).per_user["recall@20"])
-        recalls[seen] = np.mean(of_seeds, 0)
+            of_seeds.append(evaluate(ModelScorer(model, "mm"), users, (20,), remove_seen).per_user["ndcg@20"])
+        found[seen] = np.mean(of_seeds, 0)
         (line,) = [line for line in lines(compared) if (line["model"], line["seen"]) == ("bivrec-mm", seen)]
-        assert float(line["recall@20"]) == pytest.approx(100 * recalls[seen].mean())
-    assert (recalls["kept"] != recalls["removed"]).any()
+        assert float(line["ndcg@20"]) == pytest.approx(100 * found[seen].mean())
+    assert (found["kept"] != found["removed"]).any()
 
 
 def test_the_tests_are_paired_over_users(compared: Path, target: Domain) -> None:
