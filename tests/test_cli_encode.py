@@ -28,7 +28,7 @@ def test_built_in_encoders(domain):
     assert result.exit_code == 0, result.output
     assert "text: 6 of 6 items, 0 missing; hashing@1 (256-d, sum, whitened with shrinkage 30)" in result.output
     assert "image: 4 of 6 items, 2 missing" in result.output
-    assert "1 images cannot be read and count as missing: 4.png" in result.output
+    assert "1 images cannot be read and count as missing: 4.png (cannot identify image file" in result.output
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_images_that_cannot_be_read_count_as_missing(tmp_path):
     images = encode_images(domain, DescriptorImageEncoder(), batch_size=1)
     domain = store(domain, encode_texts(domain, HashingTextEncoder()), images)
     assert images.unreadable == ("1.png", "absent.png")
+    assert images.fault.startswith("cannot identify image file")
     assert domain.info.missing == {"text": 0, "image": 3}
     assert domain.has_modality("image").tolist() == [False, True, False, True, True, False, False]
     assert domain.features(("text", "image")).shape == (7, 256 + 240)

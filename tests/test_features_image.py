@@ -36,6 +36,17 @@ def test_unreadable_images_are_none(pictures, tmp_path, name):
     assert ImageFiles(make_tar(pictures, tmp_path / "pictures.tar")).read(name) is None
 
 
+def test_why_an_image_cannot_be_read(pictures, tmp_path, monkeypatch):
+    files = ImageFiles(pictures)
+    assert files.fault("words.png").startswith("cannot identify image file")
+    assert files.fault("absent.png") == "No such file or directory"
+    assert ImageFiles(make_tar(pictures, tmp_path / "p.tar")).fault("absent.png") == "it is not in the tar"
+    # Pillow's guard against files that would fill the memory.
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1)
+    assert files.read("0.png") is None
+    assert "exceeds limit" in files.fault("0.png")
+
+
 def test_faulty_sources(pictures, tmp_path):
     with pytest.raises(BivrecError, match="no such folder or tar"):
         ImageFiles(tmp_path / "absent.tar")

@@ -214,8 +214,11 @@ def _report(report: Encoded) -> None:
         f"{describe(report.spec)}"
     )
     if report.unreadable:
-        first = ", ".join(report.unreadable[:3])
-        click.echo(f"{report.modality}: {len(report.unreadable)} images cannot be read and count as missing: {first}")
+        first, *others = report.unreadable
+        click.echo(
+            f"{report.modality}: {len(report.unreadable):,} images cannot be read and count as missing: {first} "
+            f"({report.fault}){''.join(f', {name}' for name in others[:2])}"
+        )
     if report.unused:
         click.echo(
             f"{report.modality}: {len(report.unused):,} items of the feature file are not in the Domain, such as "

@@ -54,6 +54,8 @@ class Encoded:
     """Bool [V + 1]: which items have the modality."""
     unreadable: tuple[str, ...] = ()
     """Names of the images that are listed but missing or damaged."""
+    fault: str | None = None
+    """Why the first of them cannot be read."""
     unused: tuple[str, ...] = ()
     """Ids of the items of the feature file that the Domain does not have."""
 
@@ -104,12 +106,13 @@ def encode_images(
     spec = _specification(encoder)
     features, present = _encode(domain, "image", encoder, spec, rows, files.read, batch_size, source)
     unreadable = tuple(name for row, name in rows if not present[row])
+    fault = files.fault(unreadable[0]) if unreadable else None
     if len(unreadable) == len(rows):
         raise BivrecError(
-            f"{source}: none of the {len(rows)} images can be read, first {unreadable[0]}; check --images"
+            f"{source}: none of the {len(rows)} images can be read, first {unreadable[0]} ({fault}); check --images"
         )
     encoded = _finish(domain, "image", features, present, spec, whitening, half)
-    return replace(encoded, unreadable=unreadable)
+    return replace(encoded, unreadable=unreadable, fault=fault)
 
 
 def images_of(domain: Domain, images: Path | None = None) -> tuple[list[tuple[int, str]], Path]:

@@ -29,14 +29,29 @@ class ImageFiles:
         if self._folder is None:
             self._tar, self._members = open_tar(source)
 
+        # Pillow reports damaged files by several exceptions, SyntaxError for PNG among them.
+        self._faults = (OSError, KeyError, ValueError, SyntaxError, self._pil.DecompressionBombError)
+
     def read(self, name: str) -> Image | None:
         """The RGB image, or None if there is no such file or it cannot be decoded."""
         try:
-            content = (self._folder / name).read_bytes() if self._folder else self._read_member(name)
-            image: Image = self._pil.open(io.BytesIO(content)).convert("RGB")
-        # Pillow reports damaged files by several exceptions, SyntaxError for PNG among them.
-        except (OSError, KeyError, ValueError, SyntaxError, self._pil.DecompressionBombError):
+            return self._decoded(name)
+        except self._faults:
             return None
+
+    def fault(self, name: str) -> str:
+        """Why an image cannot be read, in a line."""
+        try:
+            self._decoded(name)
+        except KeyError:
+            return "it is not in the tar"
+        except self._faults as fault:
+            return " ".join((getattr(fault, "strerror", None) or str(fault)).split())
+        return "it can be read now"
+
+    def _decoded(self, name: str) -> Image:
+        content = (self._folder / name).read_bytes() if self._folder else self._read_member(name)
+        image: Image = self._pil.open(io.BytesIO(content)).convert("RGB")
         return image
 
     def _read_member(self, name: str) -> bytes:
