@@ -178,12 +178,8 @@ def _full_disk_told(path: Path) -> Iterator[None]:
         yield
     except Exception as fault:
         # Libraries that write by themselves, such as safetensors, tell the code in their message alone.
-        code = fault.errno if isinstance(fault, OSError) else None
-        if (
-            code in FULL_DISK
-            or isinstance(fault, _NoRoomError)
-            or any(f"(os error {number})" in str(fault) for number in FULL_DISK)
-        ):
+        in_words = any(f"(os error {code})" in str(fault) for code in FULL_DISK)
+        if in_words or isinstance(fault, _NoRoomError) or getattr(fault, "errno", None) in FULL_DISK:
             raise _NoRoomError(f"{path}: no room for it; make room on its disk, or choose another place") from fault
         raise
 
