@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bivrec.model.tower import Interests, TowerNetwork
+from bivrec.model.tower import Interests, TowerNetwork, in_full_precision
 
 
 class BaselineTower(TowerNetwork):
@@ -18,6 +18,7 @@ class BaselineTower(TowerNetwork):
 
     def normalised(self, vectors: Tensor) -> Tensor:
         """Item vectors [..., D'] with their scored part made ready for the score of the configuration."""
+        vectors = in_full_precision(vectors)
         if self.config.score == "cosine":
             scored, rest = vectors.tensor_split([self.config.hidden_size], dim=-1)
             vectors = torch.cat([functional.normalize(scored, dim=-1, eps=1e-6), rest], dim=-1)

@@ -149,6 +149,12 @@ def _spread_decays(count: int) -> Tensor:
     return torch.linspace(math.log(fastest), math.log(slowest), count)
 
 
+def in_full_precision(item_vectors: Tensor) -> Tensor:
+    """Item vectors in float32 at least: a popular item is read hundreds of times a step, and in bfloat16 the sum of its
+    gradients would stop growing."""
+    return item_vectors.to(torch.promote_types(item_vectors.dtype, torch.float32))
+
+
 class TowerNetwork(nn.Module):
     """Items and histories of one view in one vector space: score(u, i) = max_k v_k . x_i (Eq. 19)."""
 
@@ -164,9 +170,7 @@ class TowerNetwork(nn.Module):
 
     def encode_items(self, indices: Tensor) -> Tensor:
         """Vectors [..., D] of the items with these indices."""
-        vectors: Tensor = self.items(indices)
-        # A popular item is read hundreds of times a step; in bfloat16 the sum of its gradients would stop growing.
-        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        vectors = in_full_precision(self.items(indices))
         if self.config.score == "cosine":
             vectors = functional.normalize(vectors, dim=-1, eps=1e-6)
         return vectors
