@@ -11,6 +11,7 @@ import click
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
 from scipy import stats
 from stages import bivrec, in_subprocess, interrupt_at, new_run, same, settings, succeed, tower_weights, weights
 
@@ -492,6 +493,15 @@ def test_a_full_disk_is_told_in_one_line(chain: Path, tmp_path: Path, command: s
     assert ": no room for it; make room on its disk" in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_disk_is_told_in_one_line(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)")
+
+    monkeypatch.setattr("bivrec.training.checkpoint.save_file", broken)
+    complaint = fail("pretrain", chain / "world/source", "--to", tmp_path / "run", "--set", "training.steps=1")
+    assert complaint.splitlines()[-1] == "Error: Error while serializing: I/O error: Input/output error (os error 5)"
 
 
 # Words in braces are folders of the chain; {new} must not exist afterwards, and that it is no Domain is found out only

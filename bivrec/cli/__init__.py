@@ -61,6 +61,12 @@ class _LazyGroup(click.Group):
                 raise
             advice = "; make room on the disk" if fault.errno in FULL_DISK else ""
             raise click.ClickException(f"{path or 'cannot write'}: {fault.strerror}{advice}") from fault
+        except Exception as fault:
+            safetensors = sys.modules.get("safetensors")
+            # Those of reading are BivrecErrors by now, these are of writing, to a disk that is broken.
+            if safetensors and isinstance(fault, safetensors.SafetensorError):
+                raise click.ClickException(str(fault)) from fault
+            raise
         distributed = sys.modules.get("torch.distributed")
         if distributed and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
