@@ -449,8 +449,9 @@ def test_every_system_trains_ranks_and_resumes(
 def test_a_baseline_of_features_transfers(system: str, source: Domain, target: Domain, tmp_path: Path) -> None:
     run = pretrain(source, tmp_path / "run", config(**recipe(system, ("mm",), steps=2)))
     published = Tower.from_pretrained(publish(run, str(tmp_path / "tower")))
-    zero_shot = ModelScorer(zero_shot_model(target, published))
-    direct = ModelScorer(zero_shot_model(target, tower_of_run(run)))
+    models = [zero_shot_model(target, tower) for tower in (published, tower_of_run(run))]
+    assert same(*(model.state_dict() for model in models))
+    zero_shot, direct = map(ModelScorer, models)
     histories = torch.tensor([[1, 2, 3]])
     # Up to rounding, which depends on where in memory the weights of a file lie.
     torch.testing.assert_close(*(s.score(s.encode(histories), 1, 9) for s in (zero_shot, direct)))
