@@ -12,6 +12,8 @@ from bivrec.files import check_new_file, new_file
 from bivrec.training.run import Run
 
 GREY, BLUE = "#b0b0b0", "#3b6ea5"
+SOFTWARE = {"Software": "bivrec"}
+"""Told in every picture, so that no other one is ever replaced."""
 
 
 def plot_comparison(path: Path, results: Mapping[str, Mapping[str, float]], metric: str, title: str) -> None:
@@ -59,11 +61,27 @@ def plot_training(path: Path, runs: Mapping[str, Run], metric: str, title: str, 
 
 
 def check_picture(path: Path) -> None:
-    """Raise BivrecError if no picture can be drawn into `path`, which must end in .png, or matplotlib is absent."""
+    """Raise BivrecError if no picture can be drawn into `path`, which must end in .png, or matplotlib is absent.
+
+    A picture that bivrec drew may be replaced, anything else not.
+    """
     if path.suffix.lower() != ".png":
         raise BivrecError(f"{path}: unknown format '{path.suffix}'; pictures are .png")
     check_new_file(path)
     load_pyplot()
+    if path.exists() and not _drawn_here(path):
+        raise BivrecError(f"{path}: is no picture that bivrec drew, and is not replaced; choose another file")
+
+
+def _drawn_here(path: Path) -> bool:
+    # It comes with matplotlib.
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.info.get("Software") == SOFTWARE["Software"])
+    except (OSError, Image.DecompressionBombError):
+        return False
 
 
 def _validations(run: Run, metric: str, view: str) -> dict[str, list[tuple[int, float]]]:
@@ -93,8 +111,7 @@ def _colours(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure of pyplot as a PNG."""
     with new_file(path) as staging:
-        # The software and date that matplotlib would record change the bytes from run to run.
-        figure.savefig(staging, format="png", dpi=120, metadata={"Software": None})
+        figure.savefig(staging, format="png", dpi=120, metadata=SOFTWARE)
     # Pyplot keeps figures until they are closed.
     load_pyplot().close(figure)
 

@@ -11,6 +11,7 @@ import click
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors import SafetensorError
 from scipy import stats
 from stages import bivrec, in_subprocess, interrupt_at, new_run, same, settings, succeed, tower_weights, weights
@@ -440,6 +441,26 @@ def test_nothing_is_ranked_before_all_rows_are_known(
 def test_plot(chain: Path, tmp_path: Path) -> None:
     evaluated(chain, "--run", chain / "finetuned", "--k", 5, "--plot", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    # Again, with other bars: what bivrec drew is replaced.
+    before = (tmp_path / "p.png").read_bytes()
+    evaluated(chain, "--floor", "popularity", "--plot", tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("kind", ["a photograph", "an empty file", "a text"])
+def test_no_picture_of_others_is_replaced(chain: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine.png"
+    if kind == "a photograph":
+        Image.new("RGB", (8, 8), "red").save(path)
+    else:
+        path.write_text("" if kind == "an empty file" else "a text")
+    before = path.read_bytes()
+    for command in (
+        ("plot", chain / "pretrained", "--to"),
+        ("evaluate", chain / "none", "--floor", "popularity", "--plot"),
+    ):
+        assert "is no picture that bivrec drew" in fail(*command, path)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("names", [["pretrained"], ["pretrained", "finetuned"]])
