@@ -25,7 +25,7 @@ from bivrec.model.bivrec import BiVRecNetwork
 from bivrec.pretrain import pretrain, resume
 from bivrec.training.checkpoint import Progress
 from bivrec.training.fit import fit
-from bivrec.training.loop import Trainer
+from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.run import Run
 
 pytest_plugins = ("stage_fixtures",)
@@ -462,6 +462,22 @@ def test_a_tracker_that_is_not_installed_is_an_error(source: Domain, tmp_path: P
         with pytest.raises(BivrecError, match=f"--track {name}: {told}"):
             pretrain(source, tmp_path / "run", config(), tracker=name)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_would_shard_the_model_is_an_error(
+    source: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(BivrecError, match=f"asks for {name}, .* `bivrec recipes launch`"):
+        pretrain(source, tmp_path / "run", config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_step_is_not_compiled_whatever_the_launcher_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    accelerator = make_accelerator(str(tmp_path), None)
+    assert accelerator.prepare(torch.nn.Linear(2, 2)).__class__ is torch.nn.Linear
 
 
 def test_an_existing_folder_is_not_touched(source: Domain, pretrained: Run) -> None:

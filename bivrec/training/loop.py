@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,12 +36,22 @@ EVALUATION_KS = (20, 50)
 REPORT_EVERY = 50
 PATIENCE = timedelta(hours=1)
 """For which a process waits for the others."""
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Ways to share one model out among processes, as Accelerate's launcher names them in the environment."""
 ASK_EVERY = 10
 """Steps between two questions to the other processes: each makes all of them wait for the slowest, and its device."""
 
 
 def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
-    """The Accelerator of a training. Raises BivrecError if there is no such tracker, or it is not installed."""
+    """The Accelerator of a training.
+
+    Raises BivrecError if there is no such tracker, or it is not installed, or if the launcher would shard the model.
+    """
+    if asked := [name for name in SHARDING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
+        raise BivrecError(
+            f"accelerate launch: the configuration asks for {asked[0]}, and every process trains the whole model; pass "
+            "--config_file with one of `bivrec recipes launch`"
+        )
     if tracker is not None and tracker not in LOGGER_TYPE_TO_CLASS:
         raise BivrecError(f"--track {tracker}: no tracker; expected one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
     if tracker is not None and tracker not in [str(name) for name in get_available_trackers()]:
@@ -49,6 +59,8 @@ def make_accelerator(run_path: str, tracker: str | None) -> Accelerator:
     return Accelerator(
         # The step has its own autocast: the Accelerator's is fixed for the whole process by the first training in it.
         mixed_precision="no",
+        # Whatever the launcher says: shapes change from step to step, and each would be compiled anew.
+        dynamo_backend="no",
         # NCCL's ten minutes are too few for the spectral vectors of a large catalogue, which one process makes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         log_with=tracker,
