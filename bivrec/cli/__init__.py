@@ -11,6 +11,7 @@ import threading
 import click
 
 from bivrec.errors import FULL_DISK, BivrecError
+from bivrec.memory import keep_freed_memory
 from bivrec.version import __version__
 
 # command -> (module of bivrec.cli, line of help): the help must not import the command.
@@ -82,6 +83,7 @@ def main() -> None:
 
     DOMAIN is a folder that `prepare` made, or hub:ORG/NAME[@REVISION] on the Hugging Face Hub.
     """
+    keep_freed_memory()
     # A terminal may lack a letter of a title.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

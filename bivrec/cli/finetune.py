@@ -9,7 +9,6 @@ import click
 from bivrec.cli.options import DOMAIN, allow_only, need_domain, run_options, training_options
 from bivrec.cli.reports import echo_results
 from bivrec.errors import BivrecError
-from bivrec.memory import keep_freed_memory
 
 
 @click.command()
@@ -46,7 +45,6 @@ def finetune(
     from bivrec.pretrain import resume as resume_run
     from bivrec.recipes import read_recipe
 
-    keep_freed_memory()
     if resume:
         allow_only(ctx, "domain", "path", "resume", "track")
         run = resume_run(path, track, domain=None if domain is None else Domain.open(domain))

@@ -8,7 +8,6 @@ import click
 
 from bivrec.cli.options import DOMAIN, allow_only, need_domain, run_options, training_options
 from bivrec.cli.reports import echo_results
-from bivrec.memory import keep_freed_memory
 
 
 @click.command()
@@ -36,7 +35,6 @@ def pretrain(
     from bivrec.data.domain import Domain
     from bivrec.recipes import read_recipe
 
-    keep_freed_memory()
     if resume:
         allow_only(ctx, "domain", "path", "resume", "track")
         run = stage.resume(path, track, domain=None if domain is None else Domain.open(domain))

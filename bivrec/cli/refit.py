@@ -8,7 +8,6 @@ import click
 
 from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, track_option, warn
 from bivrec.cli.reports import echo_results
-from bivrec.memory import keep_freed_memory
 
 LEAST_KEPT = 0.5
 """Share of a Run's items that a Domain has which was prepared anew; with less it may be a mistake."""
@@ -36,7 +35,6 @@ def refit(
     from bivrec.refit import refit as train_again
     from bivrec.training.run import Run
 
-    keep_freed_memory()
     trained = Run.open(run)
     opened = None if domain is None else Domain.open(domain)
     if opened is not None:
