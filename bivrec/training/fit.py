@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 import platform
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, set_seed
@@ -39,6 +39,7 @@ from bivrec.training.distributed import failing_alike, share_weights
 from bivrec.training.loop import Trainer, make_accelerator
 from bivrec.training.objective import id_tables
 from bivrec.training.run import FORMAT_VERSION, RESULTS_FILE, RUN_FOLDER, TRACKED_PROJECT, Run, RunInfo, domain_record
+from bivrec.version import __version__
 
 RESULT_KS = (10, 20, 50)
 HALF_TRUSTED = 2
@@ -219,7 +220,8 @@ def _run_info(
         features={name: dataclasses.asdict(spec) for name, spec in features.items()},
         started_from=origin.source if origin else None,
         command=shlex.join(["bivrec" if program == "__main__.py" else program, *sys.argv[1:]]),
-        versions={name: importlib.metadata.version(name) for name in ("bivrec", "torch", "accelerate")},
+        # Of torch with its build, which the metadata of its wheels leave out.
+        versions={"bivrec": __version__, "torch": str(torch.__version__), "accelerate": accelerate.__version__},
         hardware={
             "device": _device_name(accelerator.device),
             "processes": accelerator.num_processes,
