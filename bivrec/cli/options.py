@@ -17,7 +17,7 @@ FOLDER = click.Path(path_type=Path)
 ON_THE_HUB = re.compile(r"hub:[\w.-]+/[\w.-]+(@[^@\s]+)?")
 
 
-class _DomainType(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes no arguments
+class _DomainType(click.ParamType[Path | str]):
     """What `Domain.open` takes: a folder, or a Domain on the Hub."""
 
     name = "domain"
