@@ -40,7 +40,7 @@ setup(
         "filelock>=3.30",
         "jinja2>=3.1.2",
         "numpy>=1.26",
-        "pyarrow>=18",
+        "pyarrow>=21",
         "pyyaml>=6.0",
         "tqdm>=4.66.3",
     ],
