@@ -31,7 +31,7 @@ setup(
         **{name: ["*.yaml", "*.md", "*.md.jinja", "launch/*.yaml"] for name in DATA_PACKAGES},
     },
     install_requires=[
-        "torch>=2.7",
+        "torch>=2.8",
         "accelerate>=1.0",
         "datasets>=4.0",
         "huggingface-hub>=2.4",
