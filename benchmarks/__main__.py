@@ -5,19 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
+
 NAMES = ("prepare", "sampling", "train_step", "ranking", "serving", "scaling", "memory", "encode")
 
 
-def main() -> int:
-    """Run them; 1 if any fails."""
+@click.command()
+def main() -> None:
+    """Run all benchmarks at a small size, each in a process of its own; fails if any does."""
     failed = []
     for name in NAMES:
         print(f"\n== {name}", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--small"], check=False).returncode:
             failed.append(name)
-    print(f"\nfailed: {', '.join(failed)}" if failed else "\nall ran")
-    return int(bool(failed))
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}")
+    print("\nall ran")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
