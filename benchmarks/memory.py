@@ -3,9 +3,9 @@
     python -m benchmarks.memory [--json FILE]
 
 For each number of users a Domain of random sequences is written, and a new process opens it and draws batches as a
-training does. `open` is the time until its training users can be drawn. `own` is memory that the kernel cannot take
-back (RssAnon) beyond that of the process before it opened the Domain; `mapped` are pages of files (RssFile), which it
-can.
+training does. `open` is the time by the clock until its training users can be drawn. `own` is memory that the kernel
+cannot take back (RssAnon) beyond that of the process before it opened the Domain; `mapped` are pages of files
+(RssFile), which it can.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def resident() -> dict[str, float]:
 def draw(path: Path, answers: Any) -> None:
     """Open the Domain, draw batches, and answer the memory that this took."""
     before = resident()
-    started = time.process_time()
+    started = time.monotonic()
     domain = Domain.open(path)
     train = domain.sequences("train")
-    opened = time.process_time() - started
+    opened = time.monotonic() - started
     sampler = BatchSampler(
         train,
         batch_size=128,

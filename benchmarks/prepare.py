@@ -150,7 +150,8 @@ def measured(run: Callable[[Path], None], folder: Path) -> tuple[float, float]:
     """Processor seconds and peak gigabytes of a call."""
     started = time.process_time()
     run(folder)
-    return time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Linux counts in KiB.
+    return time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def in_own_process(run: Callable[[Path], None], folder: Path) -> tuple[float, float]:

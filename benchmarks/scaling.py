@@ -33,7 +33,7 @@ SETTINGS = {
     "training.selection_view": "id",
     "training.targets_per_sequence": 20,
 }
-"""The third shape of `train_step`."""
+"""About the last shape of `train_step`."""
 
 
 def steps_per_second(domain: Path, run: Path, processes: int, settings: dict[str, Any]) -> float:

@@ -12,11 +12,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import encode, prepare, ranking, sampling, serving
+from benchmarks import encode, memory, prepare, ranking, sampling, scaling, serving, train_step
 from benchmarks.__main__ import NAMES
+from benchmarks.__main__ import main as all_of_them
+from benchmarks.plain import PlainModel
 from benchmarks.report import report
+from bivrec.baselines.towers import fresh_towers
+from bivrec.data.batches import Batch
 from bivrec.data.domain import Domain
 from bivrec.data.info import SPLITS
+from bivrec.model.bivrec import BiVRecNetwork
+from bivrec.training.objective import Objective
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +43,93 @@ def test_it_can_be_run_as_a_module(name: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "--small" in result.stdout
+
+
+def test_all_of_them_take_no_arguments() -> None:
+    assert "all benchmarks" in CliRunner().invoke(all_of_them, ["--help"]).output
+    assert CliRunner().invoke(all_of_them, ["prepare"]).exit_code == 2
+
+
+def test_train_step(tmp_path: Path) -> None:
+    rows = rows_of(train_step.main, tmp_path, "--small")
+    assert [row["how"] for row in rows][:2] == ["plain PyTorch", "bivrec fp32"]
+    assert all(row["ms"] > 0 and row["input %"] < 100 for row in rows)
+    # Histories are not padded here, and both multiply as many matrices but for the logits: 512 negatives, not 3,706.
+    assert 1 < rows[0]["GFLOP"] / rows[1]["GFLOP"] < 3706 / 512
+
+
+def test_the_step_of_a_larger_catalogue(tmp_path: Path) -> None:
+    (row,) = rows_of(train_step.main, tmp_path, "--items", 300, "--steps", 1)
+    assert row["items"] == 300
+    assert row["peak memory, GiB"] > row["table and moments, GiB"] > 0
+
+
+def plain_weights(model: BiVRecNetwork) -> dict[str, torch.Tensor]:
+    """Those of an ID view by the names of PlainModel, which has one sigma for all layers."""
+    tower = model.tower("id")
+    sequence: Any = tower.sequence
+    clustering = sequence.clustering[0]
+    weights = {
+        "items.weight": tower.items.table.weight,
+        "interests": clustering.interests,
+        "log_sigma": sequence.layers[0].attention.log_sigma,
+        **{f"{name}.weight": getattr(clustering, name).weight for name in ("query", "key", "value", "output")},
+    }
+    positions = (sequence.embedding.item_positions, *sequence.embedding.window_positions)
+    weights |= {f"positions.{place}.weight": table for place, table in enumerate(positions)}
+    of_layer = {
+        "self_attn.in_proj_": "attention.query_key_value.",
+        "self_attn.out_proj.": "attention.output.",
+        "norm1.": "attention_norm.",
+        "norm2.": "mlp_norm.",
+        "linear1.": "mlp.0.",
+        "linear2.": "mlp.2.",
+    }
+    for kind in ("weight", "bias"):
+        weights[f"encoder.norm.{kind}"] = sequence.norm.get_parameter(kind)
+        for place, layer in enumerate(sequence.layers):
+            for plain, own in of_layer.items():
+                weights[f"encoder.layers.{place}.{plain}{kind}"] = layer.get_parameter(own + kind)
+    if sequence.causal:
+        weights |= {"state.weight": sequence.state.weight, "log_decay": sequence.log_decay}
+    return weights
+
+
+@pytest.mark.parametrize("shape", [shape for shape in train_step.SHAPES if shape is not train_step.SAMPLED])
+def test_the_plain_step_has_the_same_loss(shape: train_step.Shape) -> None:
+    """Of histories without padding: its windows have the ages of full ones."""
+    changes = {**shape.changes, "model": {**shape.changes["model"], "dropout": 0.0, "max_history": 10}}
+    config = train_step.configuration(changes, 16, 8)
+    torch.manual_seed(0)
+    model, plain = BiVRecNetwork(fresh_towers(config.model, ["id"], 40, ())), PlainModel(config.model, 40)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter) if parameter.ndim > 1 else 0
+    weights = plain_weights(model)
+    plain.load_state_dict(weights)
+    positions = torch.tensor([4, 9] if config.model.readout == "prefix" else [9])
+    targets = torch.randint(1, 41, (8, len(positions)))
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    batch = Batch(torch.arange(8), torch.randint(1, 41, (8, 10)), positions, targets, nothing, float(targets.numel()))
+    losses = Objective(model, config.objective)(batch, None)["loss"], plain(batch)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in (model, plain)]
+    assert sizes[0] == sizes[1] + config.model.num_layers - 1
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path) -> None:
+    rows = rows_of(scaling.main, tmp_path, "--steps", 100, "--hidden-size", 8, "--batch-size", 8)
+    assert [row["processes"] for row in rows] == [1, 2]
+    assert rows[0]["efficiency"] == 1
+
+
+def test_memory_of_more_users(tmp_path: Path) -> None:
+    """Sequences, times and ids stay mapped: of 45,000 users these are 15 MiB."""
+    few, many = (memory.measure(users, tmp_path) for users in (5000, 50_000))
+    assert many["Domain, MiB"] - few["Domain, MiB"] > 10
+    assert many["own, MiB"] - few["own, MiB"] < 4
+    assert many["open, s"] < 1
 
 
 def test_ranking(tmp_path: Path) -> None:
