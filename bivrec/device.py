@@ -20,7 +20,7 @@ def own_device() -> torch.device:
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether a device has matrix units for bfloat16: GPUs since NVIDIA's Ampere, x86 processors with AMX.
 
-    Others take longer than in float32: 1.4 to 4 times with AVX-512, forty times with AVX2.
+    A step of others takes longer than in float32: 1.4 times with AVX-512, a dozen times with AVX2.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
