@@ -95,6 +95,8 @@ def test_metadata_of_what_nobody_reviewed(tmp_path):
     assert read_amazon([reviews], [metadata]).catalogue["item_id"].to_pylist() == ["B1"]
     raw = read_amazon([reviews], [metadata], keep_items=True)
     assert raw.catalogue["item_id"].to_pylist() == ["B1", "never"]
+    with pytest.raises(BivrecError, match=r"m\.jsonl: none of its items was reviewed, which have ids such as 'B1'"):
+        read_amazon([reviews], [lines(tmp_path / "m.jsonl", [{"asin": "never", "title": "New"}])])
 
 
 def test_parquet_and_csv(tmp_path):
@@ -149,7 +151,7 @@ def test_a_folder_of_metadata(tmp_path):
 
 def test_metadata_is_not_evaluated(tmp_path):
     (tmp_path / "m.json").write_text("__import__('os').abort()\n")
-    with pytest.raises(BivrecError, match=r"m\.json: row 1: not valid JSON"):
+    with pytest.raises(BivrecError, match=r"m\.json: row 1: not valid JSON \(nor a Python literal"):
         read_amazon([lines(tmp_path / "r.json", REVIEWS_2014)], [tmp_path / "m.json"])
 
 

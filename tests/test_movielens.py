@@ -65,6 +65,12 @@ def test_texts_are_added(tmp_path, name, content):
     assert raw.catalogue["text"].to_pylist() == ["Café, The (1995). Comedy, Drama.", "Plain (2000). A plot."]
 
 
+def test_texts_of_other_films(tmp_path):
+    unpack(tmp_path, CSV | {"plots.csv": "item_id,text\nmovie-11,A plot.\n"})
+    with pytest.raises(BivrecError, match=r"plots\.csv: none of its items .* such as 'movie-11', the films .* '10'"):
+        read_movielens(tmp_path, texts=tmp_path / "plots.csv")
+
+
 def test_unknown_layout(tmp_path):
     with pytest.raises(BivrecError, match=r"expected u\.data .* ratings\.dat .* ratings\.csv"):
         read_movielens(tmp_path)

@@ -135,11 +135,21 @@ def test_a_delta_table_is_refused(interactions_csv, tmp_path):
 
 def test_files_of_recbole(tmp_path):
     (tmp_path / "t.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\tx\t5\nu\ty\t6\n")
-    (tmp_path / "t.item").write_text("item_id:token\ttitle:token_seq\nx\tInk, blue\ny\tPen\n")
-    columns = Columns("user_id:token", "item_id:token", "timestamp:float", title="title:token_seq")
-    raw = read_tables(tmp_path / "t.inter", tmp_path / "t.item", columns=columns)
+    (tmp_path / "t.item").write_text("item_id:token\tname:token_seq\nx\tInk, blue\ny\tPen\n")
+    raw = read_tables(tmp_path / "t.inter", tmp_path / "t.item", columns=Columns(title="name"))
     assert as_rows(raw) == [("u", "x", 5), ("u", "y", 6)]
     assert raw.catalogue["title"].to_pylist() == ["Ink, blue", "Pen"]
+    (tmp_path / "t.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\tx\tsoon\n")
+    with pytest.raises(BivrecError, match=r"t\.inter: row 2: timestamp 'soon'"):
+        read_tables(tmp_path / "t.inter")
+    with pytest.raises(BivrecError, match=r"no column 'when'; found 'user_id', 'item_id', 'timestamp'"):
+        read_tables(tmp_path / "t.inter", columns=Columns(timestamp="when"))
+
+
+def test_a_json_array_is_no_lines(tmp_path):
+    (tmp_path / "t.json").write_text('[\n  {"user_id": 1,\n')
+    with pytest.raises(BivrecError, match=r"t\.json: a JSON array; write one object a line"):
+        read_tables(tmp_path / "t.json")
 
 
 STRAY = [
@@ -530,7 +540,7 @@ HEAD = "user_id,item_id,timestamp\na,x,1\n"
         ("t.jsonl", '\n\n{"user_id": 1, "item_id": null, "timestamp": 3}\n', r"row 3: item_id is empty"),
         ("t.jsonl", 2 * '{"user_id": "", "item_id": 2, "timestamp": 3}\n', r"row 1: user_id is empty: expected an id"),
         ("t.jsonl", '{"user_id": \n', r"t\.jsonl: row 1: not valid JSON"),
-        ("t.jsonl", "[1]\n", r"row 1: expected one JSON object a line, found '\[1\]'"),
+        ("t.jsonl", "1\n", r"row 1: expected one JSON object a line, found '1'"),
     ],
 )
 def test_faults(tmp_path, name, content, message):

@@ -132,6 +132,11 @@ def _read_metadata(paths: Sequence[Path], wanted: set[str] | None) -> pa.Table:
                 )
             if (wanted is None or item in wanted) and item not in rows:
                 rows[item] = _title_and_text(values)
+    if wanted and not wanted.intersection(rows):
+        raise BivrecError(
+            f"{paths[0]}: none of its items was reviewed, which have ids such as '{min(wanted)}'; give the metadata of "
+            "the same category and year"
+        )
     return catalogue_table(list(rows), [title for title, _ in rows.values()], [text for _, text in rows.values()])
 
 
@@ -153,7 +158,10 @@ def _parse(line: str) -> Any:
         return json.loads(line)
     except ValueError:
         # Metadata of 2014 are Python literals. This reads literals only; it runs nothing.
-        return ast.literal_eval(line)
+        try:
+            return ast.literal_eval(line)
+        except (ValueError, SyntaxError):
+            raise ValueError("nor a Python literal, as those of 2014 are") from None
 
 
 def _title_and_text(values: dict[str, Any]) -> tuple[str, str]:

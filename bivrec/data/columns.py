@@ -43,8 +43,9 @@ EXPECTED = {
     TEXT: "a string, an integer, or a list of strings",
 }
 
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
-"""By the suffix; the last two are RecBole's."""
+RECBOLE = (".inter", ".item")
+"""Suffixes of RecBole's files, whose header has the type of a column behind its name: `user_id:token`."""
+DELIMITERS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(RECBOLE, "\t")}
 PARQUET = ".parquet"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst")
@@ -81,7 +82,7 @@ def column_names(path: Path) -> list[str]:
     path = parts_of(path)[0]
     kind = kind_of(path)
     if kind in DELIMITERS:
-        return _header(path, _fields(path, DELIMITERS[kind]))
+        return [name for name, _ in _header(path, _fields(path, DELIMITERS[kind]))]
     if kind == PARQUET:
         with _faults_of(path):
             return list(pq.read_schema(path).names)
@@ -113,6 +114,8 @@ def read_json_lines(path: Path, parse: Callable[[str], Any] = json.loads) -> Ite
             for row, line in enumerate(lines, 1):
                 if line.isspace():
                     continue
+                if row == 1 and line.lstrip().startswith("["):
+                    raise BivrecError(f"{path}: a JSON array; write one object a line, as pandas does with lines=True")
                 value = parse(line)
                 if not isinstance(value, dict):
                     raise BivrecError(f"{path}: row {row}: expected one JSON object a line, found {_short(line)}")
@@ -195,17 +198,25 @@ def _read_delimited(
     read = _counting_rows(names)
     if names:
         parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char=False)
+        written = {name: name for name in names}
     else:
         parse = _fields(path, delimiter)
-        found = column_names(path)
-        _check_columns(path, types, required, found)
-        types = {name: kind for name, kind in types.items() if name in found}
+        header = _header(path, parse)
+        _check_columns(path, types, required, [name for name, _ in header])
+        written = dict(header)
+        types = {name: kind for name, kind in types.items() if name in written}
 
     def table_of(types: Mapping[str, pa.DataType]) -> pa.Table:
         convert = pa_csv.ConvertOptions(
-            include_columns=list(types), column_types=types, null_values=UNKNOWN, strings_can_be_null=True
+            include_columns=[written[name] for name in types],
+            column_types={written[name]: kind for name, kind in types.items()},
+            null_values=UNKNOWN,
+            strings_can_be_null=True,
         )
-        return pa_csv.read_csv(stream or _opened(path), read_options=read, parse_options=parse, convert_options=convert)
+        table = pa_csv.read_csv(
+            stream or _opened(path), read_options=read, parse_options=parse, convert_options=convert
+        )
+        return table.rename_columns(list(types))
 
     with _faults_of(path):
         try:
@@ -431,12 +442,15 @@ def _counting_rows(names: Sequence[str] | None = None) -> pa_csv.ReadOptions:
     return pa_csv.ReadOptions(use_threads=False, block_size=LONGEST_ROW, column_names=names)
 
 
-def _header(path: Path, parse: pa_csv.ParseOptions) -> list[str]:
+def _header(path: Path, parse: pa_csv.ParseOptions) -> list[tuple[str, str]]:
+    """The name of each column, and how the file writes it."""
     with (
         _faults_of(path),
         pa_csv.open_csv(_opened(path), read_options=_counting_rows(), parse_options=parse) as reader,
     ):
-        return list(reader.schema.names)
+        written = list(reader.schema.names)
+    is_typed = kind_of(path) in RECBOLE
+    return [(name.rpartition(":")[0] or name if is_typed else name, name) for name in written]
 
 
 def _fields(path: Path, delimiter: str) -> pa_csv.ParseOptions:

@@ -148,6 +148,12 @@ def _catalogue(movies: list[Movie], texts: Path | None) -> pa.Table:
     if texts:
         table = read_columns(texts, {"item_id": ID, "text": TEXT})
         rows = pc.index_in(ids, value_set=table["item_id"].cast(pa.string()).combine_chunks())
+        if rows.null_count == len(rows):
+            other = table["item_id"][0].as_py() if len(table) else "none"
+            raise BivrecError(
+                f"{texts}: none of its items is in the set: it has ids such as '{other}', the films ids such as "
+                f"'{ids[0]}'; make them alike"
+            )
         extra = table["text"].take(rows).to_pylist()
         described = [f"{text} {more}" if more else text for text, more in zip(described, extra, strict=True)]
     return catalogue_table(ids, titles, described)
