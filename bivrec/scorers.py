@@ -17,7 +17,7 @@ from bivrec.device import own_device
 from bivrec.errors import BivrecError
 from bivrec.evaluation.ranking import Scorer
 from bivrec.evaluation.scorer import ModelScorer, rankable_views
-from bivrec.features.contract import absent_modalities
+from bivrec.features.contract import reads_zeros
 from bivrec.files import distinct_names, name_of
 from bivrec.finetune import zero_shot_model
 from bivrec.hub import model_of_run, source_of_run, tower_of_run
@@ -75,7 +75,8 @@ def named_scorers(
         else:
             known = held_out_known(run.info.config["training"])
             own = _views(run.load_model(domain), view, name, "run", source_of_run(run))
-            found = (replace(named, known=known) for named in own)
+            specs = run.feature_specs
+            found = (_with_absence(replace(named, known=known), domain, specs, str(path)) for named in own)
         yield from (_of_run(named, run) for named in found)
 
 
@@ -104,7 +105,7 @@ def open_scorer(
     if "id" in opened.config.training.views:
         return _of_run(_on_any_catalogue(domain, model_of_run(opened), view, name_of(run), "run"), opened)
     found = next(_views(opened.load_multimodal(domain), view, name_of(run), "run", source_of_run(opened)))
-    found = replace(found, warnings=_reads_zeros(domain, opened.feature_specs, str(run)))
+    found = _with_absence(found, domain, opened.feature_specs, str(run))
     return _of_run(_with_new_items(found, len(set(domain.item_ids()) - set(opened.item_ids()))), opened)
 
 
@@ -116,7 +117,7 @@ def _of_run(named: NamedScorer, run: Run) -> NamedScorer:
 
 def _on_any_catalogue(domain: Domain, model: BiVRec, view: str, name: str, kind: str) -> NamedScorer:
     found = next(_views(model.attach(domain), view, name, kind, model.source))
-    return _with_new_items(found, model.num_new_items)
+    return _with_new_items(_with_absence(found, domain, model.features, name), model.num_new_items)
 
 
 def _with_new_items(named: NamedScorer, count: int) -> NamedScorer:
@@ -135,7 +136,8 @@ def _published(domain: Domain, source: str, model: Tower | BiVRec, view: str, ze
                     f"{source}: trained on another preparation of these items, and perhaps on these users; "
                     "`bivrec recommend` ranks a catalogue that has changed, and --zero-shot uses the tower alone"
                 )
-            yield from (replace(n, known=known) for n in _views(network, view, name, "model", model.source))
+            for named in _views(network, view, name, "model", model.source):
+                yield _with_absence(replace(named, known=known), domain, model.features, source)
             return
         model = model.tower
     _refuse_id(source, view)
@@ -156,13 +158,8 @@ def _is_own(domain: Domain, model: Tower | BiVRec) -> bool:
 def _stranger(domain: Domain, tower: Tower, name: str, kind: str) -> NamedScorer:
     """The tower on a Domain that is not its own: it is `zero-shot`, unless it was trained on some of the items."""
     scorer = _scorer(zero_shot_model(domain, tower), "mm")
-    named = NamedScorer(
-        f"{name} zero-shot",
-        scorer,
-        kind,
-        tower.source,
-        warnings=_reads_zeros(domain, tower.features, str(tower.source["name"])),
-    )
+    named = NamedScorer(f"{name} zero-shot", scorer, kind, tower.source)
+    named = _with_absence(named, domain, tower.features, str(tower.source["name"]))
     share = share_known(domain, tower.item_sketch)
     if share <= UNKNOWN_ENOUGH:
         return named
@@ -174,16 +171,10 @@ def _stranger(domain: Domain, tower: Tower, name: str, kind: str) -> NamedScorer
     return replace(named, name=f"{name} {known}", not_zero_shot=advice)
 
 
-def _reads_zeros(domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> tuple[str, ...]:
-    """A line if no item of the Domain has a modality that the tower reads, which was trained on such features."""
-    absent = absent_modalities(features, domain)
-    if not absent:
-        return ()
-    left = " and ".join(name for name in features if name not in absent)
-    return (
-        f"{reader}: reads {' and '.join(features)}, but no item of {domain.name} has "
-        f"{' or '.join(absent)}; it ranks by {left} alone",
-    )
+def _with_absence(named: NamedScorer, domain: Domain, features: Mapping[str, FeatureSpec], reader: str) -> NamedScorer:
+    """With a warning if no item of the Domain has a modality that the model reads."""
+    line = reads_zeros(features, domain, reader)
+    return replace(named, warnings=(*named.warnings, line)) if line else named
 
 
 def _refuse_id(name: str, view: str) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, allow_only, need_domain, run_options, training_options
+from bivrec.cli.options import DOMAIN, Command, allow_only, need_domain, run_options, training_options, warn
 from bivrec.cli.reports import echo_results
 from bivrec.errors import BivrecError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domain", type=DOMAIN, required=False)
 @click.option("--from-hub", "source", metavar="MODEL",
               help="Published tower, or joint model (its tower): ORG/NAME[@revision], or a folder.")  # fmt: skip
@@ -42,6 +42,7 @@ def finetune(
     from bivrec import finetune as stage
     from bivrec.artefact import Tower
     from bivrec.data.domain import Domain
+    from bivrec.features.contract import reads_zeros
     from bivrec.pretrain import resume as resume_run
     from bivrec.recipes import read_recipe
 
@@ -64,6 +65,8 @@ def finetune(
             overrides = (*overrides, f"training.tower_learning_rate={tower_learning_rate}")
         opened = Domain.open(location)
         tower = Tower.from_pretrained(source)
+        if line := reads_zeros(tower.features, opened, source):
+            warn(line)
         config = stage.finetune_config(read_recipe(recipe, "finetune", (*overrides, *views)), tower)
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     echo_results(run)

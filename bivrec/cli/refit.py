@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, track_option, warn
+from bivrec.cli.options import DOMAIN, FOLDER, Command, overwrite_option, track_option, warn
 from bivrec.cli.reports import echo_results
 
 LEAST_KEPT = 0.5
 """Share of a Run's items that a Domain has which was prepared anew; with less it may be a mistake."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=FOLDER)
 @click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run.")
 @click.option(
@@ -32,6 +32,7 @@ def refit(
     `bivrec pretrain` or `bivrec finetune` and --resume.
     """
     from bivrec.data.domain import Domain
+    from bivrec.features.contract import reads_zeros
     from bivrec.refit import refit as train_again
     from bivrec.training.run import Run
 
@@ -42,4 +43,6 @@ def refit(
         kept = len(items.intersection(opened.item_ids()))
         if kept < LEAST_KEPT * len(items):
             warn(f"{opened.location} has {kept:,} of the {len(items):,} items that {run} was trained on: another shop?")
+        if line := reads_zeros(trained.feature_specs, opened, str(run)):
+            warn(line)
     echo_results(train_again(trained, path, opened, with_test=with_test, overwrite=overwrite, tracker=track))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -46,6 +46,19 @@ def contract_features(expected: Mapping[str, FeatureSpec], domain: Domain, *, to
 def absent_modalities(expected: Iterable[str], domain: Domain) -> list[str]:
     """Of the expected modalities those that no item of the Domain has, so that a tower reads zeros for them."""
     return [name for name in expected if domain.info.missing[name] == domain.num_items]
+
+
+def reads_zeros(expected: Collection[str], domain: Domain, reader: str) -> str | None:
+    """A line for people if no item of the Domain has a modality that the reader was trained on; None: all are there, or
+    the features of the others are not, without which it reads nothing."""
+    absent = absent_modalities(expected, domain)
+    left = [name for name in expected if name not in absent]
+    if not (absent and left and domain.info.features.keys() >= set(left)):
+        return None
+    return (
+        f"{reader}: reads {' and '.join(expected)}, but no item of {domain.name} has {' or '.join(absent)}; "
+        f"it reads {' and '.join(left)} alone"
+    )
 
 
 def check_contract(
