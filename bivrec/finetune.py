@@ -52,7 +52,7 @@ def finetune_config(recipe: Mapping[str, Any], tower: Tower) -> Config:
 
 def finetune(
     domain: Domain,
-    path: Path,
+    path: Path | str,
     config: Config,
     tower: Tower,
     *,

@@ -15,7 +15,9 @@ from bivrec.training.fit import Origin, fit, with_steps_on
 from bivrec.training.run import Run, fresh_model
 
 
-def pretrain(domain: Domain, path: Path, config: Config, *, overwrite: bool = False, tracker: str | None = None) -> Run:
+def pretrain(
+    domain: Domain, path: Path | str, config: Config, *, overwrite: bool = False, tracker: str | None = None
+) -> Run:
     """Train fresh towers for the views of the configuration on `domain` into a new Run at `path`.
 
     Raises BivrecError if the configuration is for a tower that was pretrained, or the Domain lacks its features.

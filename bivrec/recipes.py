@@ -16,6 +16,18 @@ from bivrec.errors import BivrecError
 PACKAGES = {"pretrain": "bivrec_pretrain_recipes", "finetune": "bivrec_finetune_recipes"}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As of yaml. Raises ConstructorError for such a key."""
+        keys = [key.value for key, _ in node.value]
+        for (key, _), value in zip(node.value, keys, strict=True):
+            if keys.count(value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{value}' is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def recipe_names() -> list[str]:
     """Names of all recipes, such as `pretrain/ml-1m`."""
     return [
@@ -69,7 +81,7 @@ def read_recipe(name: str, stage: str | None = None, overrides: Sequence[str] = 
         folder, _, base = full_name(name, stage).partition("/")
         text = (resources.files(PACKAGES[folder]) / f"{base}.yaml").read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, Loader=_Loader) or {}
     except yaml.YAMLError as fault:
         raise BivrecError(f"recipe {name}: not valid YAML ({' '.join(str(fault).split())})") from None
     if not isinstance(values, dict):

@@ -15,7 +15,7 @@ from bivrec.training.run import Run, fresh_model
 
 def refit(
     run: Run,
-    path: Path,
+    path: Path | str,
     domain: Domain | None = None,
     *,
     with_test: bool = False,
@@ -33,6 +33,7 @@ def refit(
     Raises BivrecError if `run` has not ended, its Domain or the tower that it started from is not what it was, or
     `domain` lacks its features or is split in another way.
     """
+    path = Path(path)
     if path.resolve() == run.path.resolve():
         raise BivrecError(f"{path}: is what is to be trained again; choose another --to")
     if path.exists() and not overwrite:

@@ -20,6 +20,7 @@ from bivrec.artefact import Tower
 from bivrec.cli import COMMANDS, main
 from bivrec.cli.quickstart import commands as quickstart_commands
 from bivrec.data.domain import Domain
+from bivrec.data.info import INFO_FILE
 from bivrec.files import sha256
 from bivrec.training.run import Run
 
@@ -268,6 +269,10 @@ def test_split(chain: Path, split: str) -> None:
     results = evaluated(chain, "--floor", "popularity", "--split", split)
     assert results["split"] == split
     assert 0 < results["users"] <= Domain.open(chain / "world/target").info.users[split]
+    rows = ("--floor", "item-knn", "--floor", "content-knn", "--run", chain / "finetuned")
+    complaint = bivrec("evaluate", chain / "world/target", *rows, "--split", split).stderr
+    told = f"Warning: --split train: item-knn, {chain / 'finetuned'} learned from what these users are asked for\n"
+    assert complaint == (told if split == "train" else "")
 
 
 def test_list_lengths(chain: Path) -> None:
@@ -360,7 +365,7 @@ def test_a_modality_that_a_domain_lacks_is_told(chain: Path, small_domain: Domai
     """A tower of texts and images ranks items without images by zeros."""
     domain, tower = shutil.copytree(small_domain.path, tmp_path / "small"), chain / "tower"
     succeed("encode", domain, "--text", "hashing", "--whiten")
-    told = "Warning: {}: reads text and image, but no item of small has image; it ranks by text alone\n"
+    told = "Warning: {}: reads text and image, but no item of small has image; it reads text alone\n"
     recommend = ("recommend", domain, "--zero-shot", "--to", tmp_path / "lists.csv", "--overwrite")
     for command in (("evaluate", domain, "--zero-shot"), recommend):
         for source, model in (("--run", chain / "pretrained"), ("--from-hub", tower)):
@@ -368,6 +373,29 @@ def test_a_modality_that_a_domain_lacks_is_told(chain: Path, small_domain: Domai
             assert result.exit_code == 0, result.output
             assert result.stderr == told.format(model)
     assert not bivrec("evaluate", chain / "world/target", "--from-hub", tower).stderr
+    finetuned = bivrec("finetune", domain, "--from-hub", tower, "--to", tmp_path / "finetuned", *TRAINING)
+    assert finetuned.exit_code == 0, finetuned.output
+    assert finetuned.stderr.startswith(told.format(tower))
+
+
+def test_a_shop_whose_images_were_forgotten_is_told(chain: Path, tmp_path: Path) -> None:
+    """Its catalogue is that of the Run, which ranks it, and is trained on it again."""
+    domain = shutil.copytree(chain / "world/source", tmp_path / "source")
+    info = json.loads((domain / INFO_FILE).read_text())
+    info["missing"]["image"] = info["num_items"]
+    del info["features"]["image"]
+    (domain / INFO_FILE).write_text(json.dumps(info))
+    told = (
+        f"Warning: {chain / 'pretrained'}: reads text and image, but no item of source has image; it reads text alone\n"
+    )
+    for command in (
+        ("evaluate", domain, "--run", chain / "pretrained"),
+        ("recommend", domain, "--run", chain / "pretrained", "--to", tmp_path / "lists.csv"),
+        ("refit", chain / "pretrained", "--domain", domain, "--with-test", "--to", tmp_path / "refit"),
+    ):
+        result = bivrec(*command)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.startswith(told), result.stderr
 
 
 def test_per_user(chain: Path, tmp_path: Path) -> None:
@@ -568,6 +596,12 @@ WRONG = {
         "{bare}; make them with `bivrec encode`",
     ),
     "publish an untrained Run": ("publish {untrained} --to {new}", "no such checkpoint"),
+    "publish as a Domain is opened": ("publish {run} --to hub:org/name", "expected ORG/NAME on the Hub, or a folder"),
+    "publish to an address": (
+        "publish-domain {target} --to https://huggingface.co/a/b",
+        "expected ORG/NAME on the Hub",
+    ),
+    "publish to a revision": ("publish {run} --to org/name@v1 --dry-run", "a version with --tag"),
     "publish below a file": ("publish {run} --to {file}/a/b", "{file}"),
     "finetune nothing": ("finetune --from-hub {tower} --to {new}", "DOMAIN: expected"),
     "finetune no tower": ("finetune {target} --to {new}", "--from-hub: expected a published tower"),
@@ -759,6 +793,8 @@ def test_every_option_says_what_it_does(path: tuple[str, ...]) -> None:
         ["pretrain", "--nonesuch"],
         ["evaluate"],
         ["prepare", "nonesuch"],
+        ["prepare", "tables", "--interactions", "a.csv", "--interactions", "b.csv", "--to", "c"],
+        ["evaluate", "none", "--floor", "popularity", "--view", "id", "--view", "mm"],
         ["evaluate", "none", "--k", str(1 << 64)],
         ["evaluate", "none", "--cold", str(1 << 64)],
     ],

@@ -193,6 +193,12 @@ def test_what_is_missing_in_lists_is_said(source: Domain, tmp_path: Path) -> Non
     complaints = bivrec("evaluate", source.path, "--lists", tmp_path / "short.csv").stderr
     assert f"no list of 1 of the {len(users)} users" in complaints
     assert "no list is longer than 6, of 20 items" in complaints
+    assert "no list holds a target" not in complaints
+    targets = {source.item_ids()[item - 1] for item in users.targets()[1]}
+    other = next(item for item in source.item_ids() if item not in targets)
+    table[table["rank"] == 1].assign(item_id=other).to_csv(tmp_path / "wrong.csv", index=False)
+    complaints = bivrec("evaluate", source.path, "--lists", tmp_path / "wrong.csv").stderr
+    assert "no list holds a target; were they ranked after the histories that `bivrec export` writes?" in complaints
 
 
 def test_lists_of_one_name_are_told_apart(source: Domain, tmp_path: Path) -> None:

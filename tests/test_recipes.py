@@ -111,6 +111,7 @@ def test_a_recipe_without_its_stage() -> None:
     [
         (b"model: [", "not valid YAML"),
         (b"model:\n\thidden_size: 3", "not valid YAML"),
+        (b"model:\n  dropout: 0.1\n  dropout: 0.2", "'dropout' is there twice"),
         (b"- model", "expected sections"),
         (b"just words", "expected sections"),
         (b"\xff\xfe\x00model", "not UTF-8"),

@@ -58,10 +58,10 @@ class _LazyGroup(click.Group):
         except OSError as fault:
             # Of a rename, the second name is the one that the user gave.
             path = fault.filename2 or fault.filename
-            if path is None and fault.errno not in FULL_DISK:
-                raise
             advice = "; make room on the disk" if fault.errno in FULL_DISK else ""
-            raise click.ClickException(f"{path or 'cannot write'}: {fault.strerror}{advice}") from fault
+            where = path or ("cannot write" if advice else None)
+            what = fault.strerror or fault
+            raise click.ClickException(f"{where}: {what}{advice}" if where else f"{what}") from fault
         except Exception as fault:
             safetensors = sys.modules.get("safetensors")
             # Those of reading are BivrecErrors by now, these are of writing, to a disk that is broken.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, set_option
+from bivrec.cli.options import DOMAIN, Command, set_option
 from bivrec.cli.studies import carry_out, comma_list, open_domains, study_options
 from bivrec.config import FLOORS
 from bivrec.studies.systems import SYSTEMS
@@ -17,7 +17,7 @@ MODELS_HELP = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domains", metavar="DOMAIN...", type=DOMAIN, nargs=-1, required=True)
 @click.option("--models", multiple=True, callback=comma_list, metavar="NAME,...", help=MODELS_HELP)
 @click.option("--reference", metavar="NAME",

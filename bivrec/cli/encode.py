@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from bivrec.cli.options import DOMAIN, refuse_unused
+from bivrec.cli.options import DOMAIN, Command, refuse_unused
 from bivrec.errors import BivrecError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return value
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domain", type=DOMAIN)
 @click.option("--text", metavar="ENCODER", help="Hub id (MODEL or MODEL@REVISION), folder, or `hashing`.")
 @click.option("--image", metavar="ENCODER", help="Hub id (MODEL or MODEL@REVISION), folder, or `descriptor`.")

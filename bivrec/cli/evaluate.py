@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
+from bivrec.cli.options import DOMAIN, FOLDER, Command, refuse_unused, warn
 from bivrec.cli.reports import echo_evaluation
-from bivrec.config import FLOORS
+from bivrec.config import CONTENT_FLOORS, FLOORS
 from bivrec.data.info import SPLITS
 from bivrec.errors import BivrecError
 
@@ -29,7 +29,7 @@ LENGTH = click.IntRange(1, 1 << 31)
 """Beyond all catalogues and histories; what is beyond 64 bits as well cannot be computed with."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domain", type=DOMAIN)
 @click.option("--run", "runs", type=FOLDER, multiple=True, help="A Run; repeatable.")
 @click.option("--from-hub", "sources", metavar="MODEL", multiple=True,
@@ -121,6 +121,9 @@ def evaluate(
         raise BivrecError(f"--test compares rows, and {names[0]} is the only one; add --floor item-knn")
     if per_user is not None:
         _check_names(list(map(_file_of, names)))
+    learned = [*(floor for floor in floors if floor not in CONTENT_FLOORS), *(map(str, () if zero_shot else runs))]
+    if split == "train" and learned:
+        warn(f"--split train: {', '.join(learned)} learned from what these users are asked for")
     known = _known_to(opened, refits, floors)
     ranked = _ranked(chain(named_scorers(known, floors=floors), of_models()), users, ks, remove_seen)
     # Lists first, for the same reason.
@@ -225,7 +228,10 @@ def _listed(
             warn(f"{path}: no list of {missing:,} of the {len(users):,} users; for them nothing is found")
         if (longest := lists.items.shape[1]) < max(ks):
             warn(f"{path}: no list is longer than {longest}, of {max(ks)} items that are asked for")
-        yield _Row(name, evaluate_lists(lists, users, ks, remove_seen), {"kind": "lists", "name": name})
+        result = evaluate_lists(lists, users, ks, remove_seen)
+        if not any(values.any() for values in result.per_user.values()):
+            warn(f"{path}: no list holds a target; were they ranked after the histories that `bivrec export` writes?")
+        yield _Row(name, result, {"kind": "lists", "name": name})
 
 
 def _leading(ks: Sequence[int]) -> int:

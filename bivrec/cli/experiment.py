@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, set_option
+from bivrec.cli.options import DOMAIN, Command, set_option
 from bivrec.cli.studies import carry_out, open_domains, study_options
 
 EXPERIMENTS = {
@@ -29,7 +29,7 @@ def _list(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="NAME", type=click.Choice(list(EXPERIMENTS)))
 @click.argument("domains", metavar="DOMAIN...", type=DOMAIN, nargs=-1, required=True)
 @study_options

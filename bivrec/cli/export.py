@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option
+from bivrec.cli.options import DOMAIN, FOLDER, Command, overwrite_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domain", type=DOMAIN)
 @click.option("--to", required=True, type=FOLDER, metavar="FOLDER", help="Folder to write.")
 @click.option("--format", "kind", type=click.Choice(["parquet", "csv"]), default="parquet", help="Of the tables.")

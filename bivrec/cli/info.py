@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bivrec.cli.options import Command
 from bivrec.cli.reports import echo_domain, echo_features, echo_views
 from bivrec.errors import BivrecError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bivrec.training.run import Run
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("what", metavar="FOLDER|ORG/NAME|hub:ORG/NAME")
 @click.option("--verify", is_flag=True, help="Compare every file of a Domain with its checksum.")
 def info(what: str, verify: bool) -> None:
@@ -37,6 +38,8 @@ def info(what: str, verify: bool) -> None:
         if verify:
             domain.verify()
         echo_domain(domain)
+        if verify:
+            click.echo("  every file is as its checksum says")
     elif verify:
         raise BivrecError(f"{what}: not a Domain, whose files alone --verify compares; leave it out")
     elif RUN_FOLDER.is_at(folder):

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from bivrec.errors import BivrecError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
 ON_THE_HUB = re.compile(r"hub:[\w.-]+/[\w.-]+(@[^@\s]+)?")
 
@@ -33,10 +33,28 @@ class _DomainType(click.ParamType[Path | str]):
 DOMAIN = _DomainType()
 
 
-def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+class Command(click.Command):
+    """A command that refuses a second value of an option that takes one: click would keep the last in silence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As of click. Raises UsageError for such an option."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option in given:
+            if isinstance(option, click.Option) and not (option.multiple or option.is_flag) and given.count(option) > 1:
+                raise click.UsageError(f"{option.opts[0]} was given twice, and takes one value; give it once", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
     """One decorator of several options, in their order."""
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: Decorated) -> Decorated:
         for option in reversed(options):
             command = option(command)
         return command
@@ -67,7 +85,9 @@ hub_options = together(
 """Of publishing to the Hub."""
 run_options = together(
     click.option("--to", "path", type=FOLDER, required=True, help="Folder of the new Run."),
-    click.option("--recipe", default="default", help="A recipe of `bivrec recipes`, or a YAML file."),
+    click.option("--recipe", default="default",
+                 help="A recipe of `bivrec recipes`, or a YAML file such as `bivrec recipes show` prints; what it "
+                 "leaves out is not that of another recipe."),
     click.option("--views", type=click.Choice(["both", "mm", "id"]), callback=_views,
                  help="Views to train.  [default: the recipe's]"),
 )  # fmt: skip
@@ -90,9 +110,15 @@ def warn(line: str) -> None:
 
 
 def check_destination(destination: str, overwrite: bool, pushing: Mapping[str, Any]) -> None:
-    """Raise BivrecError if an option of the Hub (`pushing`) was given for a folder, or one of a folder for the Hub."""
+    """Raise BivrecError if an option of the Hub (`pushing`) was given for a folder, or one of a folder for the Hub, or
+    if the destination is neither, but what other commands take or a browser shows."""
     from bivrec.repository import is_repository
 
+    name, _, revision = destination.partition("@")
+    if destination.startswith("hub:") or "://" in destination:
+        raise BivrecError(f"--to {destination}: expected ORG/NAME on the Hub, or a folder")
+    if revision and is_repository(name):
+        raise BivrecError(f"--to {destination}: expected ORG/NAME; name a branch with --revision, a version with --tag")
     given = [f"--{name.replace('_', '-')}" for name, value in pushing.items() if value]
     if given and not is_repository(destination):
         raise BivrecError(f"{destination}: a folder, and {', '.join(given)} is for a repository ORG/NAME on the Hub")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER
+from bivrec.cli.options import FOLDER, Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @click.option("--to", "destination", required=True, type=FOLDER, help="The picture (PNG).")
 @click.option("--metric", default="recall@20", help="A metric of the validation users, as in metrics.jsonl.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, overwrite_option, refuse_unused, together, warn
+from bivrec.cli.options import DOMAIN, FOLDER, Group, overwrite_option, refuse_unused, together, warn
 from bivrec.cli.reports import echo_domain
 from bivrec.errors import BivrecError
 
@@ -41,7 +41,7 @@ def _name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 name_option = click.option("--name", callback=_name, help="Name of the Domain (default: that of its folder).")
 
 
-@click.group()
+@click.group(cls=Group)
 def prepare() -> None:
     """Turn raw data into a Domain: filter, split, and number the items."""
 
@@ -113,7 +113,10 @@ def amazon(
     keep_items: bool,
     **options: Any,
 ) -> None:
-    """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines, Parquet or CSV. Images are named by asin."""
+    """Prepare Amazon reviews of 2014, 2018 or 2023: JSON lines or Parquet, reviews also CSV.
+
+    Images are named by asin.
+    """
     from bivrec.data.amazon import read_amazon
 
     refuse_unused(("keep_items",), "--metadata", metadata)

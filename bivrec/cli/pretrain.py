@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import DOMAIN, allow_only, need_domain, run_options, training_options
+from bivrec.cli.options import DOMAIN, Command, allow_only, need_domain, run_options, training_options
 from bivrec.cli.reports import echo_results
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domain", type=DOMAIN, required=False)
 @run_options
 @training_options

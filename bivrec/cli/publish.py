@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from bivrec.cli.options import FOLDER, check_destination, echo_preview, hub_options, overwrite_option, warn
+from bivrec.cli.options import FOLDER, Command, check_destination, echo_preview, hub_options, overwrite_option, warn
 from bivrec.errors import BivrecError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=FOLDER)
 @click.option("--to", "destination", required=True, metavar="FOLDER|ORG/NAME", help="Where to publish the model.")
 @click.option("--model", "kind", type=click.Choice(["tower", "joint"]),

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, check_destination, echo_preview, hub_options, overwrite_option, warn
+from bivrec.cli.options import DOMAIN, Command, check_destination, echo_preview, hub_options, overwrite_option, warn
 
 
-@click.command("publish-domain")
+@click.command("publish-domain", cls=Command)
 @click.argument("domain", type=DOMAIN)
 @click.option("--to", "destination", required=True, metavar="FOLDER|ORG/NAME", help="Where to publish the Domain.")
 @hub_options

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bivrec.cli.options import FOLDER, overwrite_option
+from bivrec.cli.options import FOLDER, Command, overwrite_option
 from bivrec.files import FolderKind, check_new_folder
 
 COMMANDS = """
@@ -35,7 +35,7 @@ def commands(folder: Path) -> list[list[str]]:
     return [[word.format(folder) for word in line.split()] for line in lines]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--to", "folder", type=FOLDER, default=Path("quickstart"), help="Folder for everything that is made.")
 @overwrite_option
 @click.pass_context

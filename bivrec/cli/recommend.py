@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bivrec.cli.options import DOMAIN, FOLDER, refuse_unused, warn
+from bivrec.cli.options import DOMAIN, FOLDER, Command, refuse_unused, warn
 from bivrec.data.info import ALL, SPLITS
 from bivrec.errors import BivrecError
 
@@ -23,7 +23,7 @@ RECENT = 10
 """Items of a history that are printed."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("domain", type=DOMAIN)
 @click.option("--run", type=FOLDER, help="The Run whose model recommends.")
 @click.option("--from-hub", "source", metavar="MODEL",

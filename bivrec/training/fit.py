@@ -61,7 +61,7 @@ class Origin:
 def fit(
     stage: str,
     domain: Domain,
-    path: Path,
+    path: Path | str,
     config: Config,
     features: Mapping[str, FeatureSpec],
     make_model: Callable[[], BiVRecNetwork],
@@ -80,6 +80,7 @@ def fit(
     Raises BivrecError if `path` exists (unless `overwrite` or `resume`), another process trains it, the Domain has no
     user to evaluate, or the training fails.
     """
+    path = Path(path)
     _check_folder(path, overwrite, resume)
     _users_to_evaluate(domain, "validation")
     if config.training.with_validation:
