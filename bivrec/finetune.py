@@ -29,14 +29,15 @@ FREE_MODEL_SETTINGS = (
 """Settings of the architecture that the tower's weights do not depend on, which a finetuning may choose anew."""
 
 
-def finetune_config(recipe: Mapping[str, Any], tower: Tower) -> Config:
+def finetune_config(recipe: Mapping[str, Any], tower: Tower, source: str = "recipe") -> Config:
     """The configuration of a finetuning: the recipe's, with the architecture of the tower.
 
+    source: what the recipe is called where it is wrong.
     Raises BivrecError if the recipe asks for another architecture than the tower has.
     """
     wanted = recipe.get("model") or {}
     if not isinstance(wanted, Mapping):
-        return config_from_dict(recipe, "recipe")
+        return config_from_dict(recipe, source)
     architecture = dataclasses.asdict(tower.config)
     faults = [
         f"model.{key}: the tower has {architecture[key]!r}, the recipe {value!r}"
@@ -47,7 +48,7 @@ def finetune_config(recipe: Mapping[str, Any], tower: Tower) -> Config:
     ]
     if faults:
         raise BivrecError(f"{tower.source['name']}: {'; '.join(faults)}; leave these keys out of the recipe")
-    return config_from_dict({**recipe, "model": {**architecture, **wanted}}, "recipe")
+    return config_from_dict({**recipe, "model": {**architecture, **wanted}}, source)
 
 
 def finetune(

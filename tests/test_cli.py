@@ -611,6 +611,10 @@ WRONG = {
         "pretrain {source} --to {new} --set training.tower_learning_rate=0.1",
         "for `bivrec finetune`, which starts from a published tower",
     ),
+    "finetune by a recipe with an unknown key": (
+        "finetune {target} --from-hub {tower} --to {new} --recipe quickstart --set model.hiden_size=3",
+        "recipe quickstart: model.hiden_size: unknown key",
+    ),
     "finetune without features": ("finetune {bare} --from-hub {tower} --to {new}", "features differ"),
     "finetune another architecture": (
         "finetune {target} --from-hub {tower} --to {new} --set model.hidden_size=16",

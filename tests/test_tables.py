@@ -263,6 +263,16 @@ DATES = (
 )
 
 
+def test_ids_have_other_names_in_each_table(tmp_path):
+    (tmp_path / "clicks.csv").write_text("user_id,product_id,timestamp\nu,7,1\n")
+    (tmp_path / "products.csv").write_text("id,title\n7,Ink\n")
+    columns = Columns(item="product_id", id="id")
+    raw = read_tables(tmp_path / "clicks.csv", tmp_path / "products.csv", columns=columns)
+    assert raw.catalogue.select(["item_id", "title"]).to_pylist() == [{"item_id": "7", "title": "Ink"}]
+    with pytest.raises(BivrecError, match=r"products\.csv: no column 'product_id'; found 'id', 'title'"):
+        read_tables(tmp_path / "clicks.csv", tmp_path / "products.csv", columns=Columns(item="product_id"))
+
+
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "jsonl", "parquet"])
 def test_dates_as_text(tmp_path, suffix):
     dates = (*DATES, "2023-11-14 22:50:02 UTC", "2023-11-14 22:50:02.5 +0100")

@@ -67,6 +67,7 @@ def finetune(
         tower = Tower.from_pretrained(source)
         if line := reads_zeros(tower.features, opened, source):
             warn(line)
-        config = stage.finetune_config(read_recipe(recipe, "finetune", (*overrides, *views)), tower)
+        values = read_recipe(recipe, "finetune", (*overrides, *views))
+        config = stage.finetune_config(values, tower, f"recipe {recipe}")
         run = stage.finetune(opened, path, config, tower, from_scratch=from_scratch, overwrite=overwrite, tracker=track)
     echo_results(run)

@@ -160,7 +160,8 @@ def sequences(path: Path, attributes: Path | None, **options: Any) -> None:
 @click.option("--items", type=FOLDER, help="Table of items: a file, or a folder of parts.")
 @images_option
 @click.option("--user-column", default="user_id", help="User ids, in the interactions.")
-@click.option("--item-column", default="item_id", help="Item ids, in both tables.")
+@click.option("--item-column", default="item_id", help="Item ids, in the interactions.")
+@click.option("--id-column", help="Item ids, in the items.  [default: as in the interactions]")
 @click.option("--timestamp-column", default="timestamp",
               help="Integers, seconds with a fraction, or dates (ISO 8601), in the interactions. Where any has a "
               "fraction of a second, all become microseconds.")  # fmt: skip
@@ -181,7 +182,7 @@ def tables(
     """Prepare your own tables: CSV, TSV, Parquet or JSON lines."""
     from bivrec.data.tables import Columns, read_tables
 
-    refuse_unused(("title_column", "text_column", "image_column", "keep_items"), "--items", items)
+    refuse_unused(("id_column", "title_column", "text_column", "image_column", "keep_items"), "--items", items)
     refuse_unused(("image_column",), "--images", images)
     refuse_unused(("rating_column",), "--min-rating", min_rating is not None)
     names = [name for name in options if name.endswith("_column")]

@@ -26,6 +26,8 @@ class Columns:
     timestamp: str = "timestamp"
     split: str | None = None
     """Column that assigns every user to train, validation or test; None: `prepare` splits."""
+    id: str | None = None
+    """Of the items their ids; None: `item`, as in the interactions."""
     rating: str | None = None
     """None: `rating`, if a least rating is asked for."""
     title: str | None = None
@@ -89,7 +91,8 @@ def read_tables(
 def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.StringArray) -> pa.Table:
     names = [columns.title or "title", *(columns.text or ("text",)), columns.image or "image"]
     # An id may be a title or the name of an image as well.
-    table = read_columns(path, {columns.item: ID}, {name: TEXT for name in names if name != columns.item})
+    ids = columns.id or columns.item
+    table = read_columns(path, {ids: ID}, {name: TEXT for name in names if name != ids})
     # JSON lines have no header, so that there a column that is absent is one without a value.
     held = [name for name in table.column_names if table[name].null_count < len(table)]
     for given in (columns.title, *columns.text, columns.image):
@@ -103,10 +106,10 @@ def _read_items(path: Path, columns: Columns, interactions: Path, item_ids: pa.S
             f"{path}: no column {', '.join(names)}, or nothing in them; found {', '.join(column_names(path))}; "
             "name the right columns by the options, or leave --items out"
         )
-    _check_item_ids(path, table[columns.item], interactions, item_ids)
+    _check_item_ids(path, table[ids], interactions, item_ids)
     unknown = pa.nulls(len(table), TEXT)
     title, *texts, image = (table[name].cast(TEXT) if name in held else unknown for name in names)
-    return catalogue_table(table[columns.item].cast(TEXT), title, _joined(texts), image)
+    return catalogue_table(table[ids].cast(TEXT), title, _joined(texts), image)
 
 
 def _joined(texts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
@@ -125,7 +128,7 @@ def _check_item_ids(path: Path, column: pa.ChunkedArray, interactions: Path, ite
     if len(item_ids) and not pc.any(pc.is_in(item_ids, value_set=listed)).as_py():
         raise BivrecError(
             f"{path}: none of its items is in {interactions}: it has ids such as '{listed[0]}', the interactions ids "
-            f"such as '{item_ids[0]}'; make them alike, or name the right --item-column"
+            f"such as '{item_ids[0]}'; make them alike, or name the right --item-column and --id-column"
         )
     rows = np.bincount(codes)
     if rows.max(initial=0) > 1:
