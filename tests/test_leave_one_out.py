@@ -247,7 +247,8 @@ def test_a_domain_that_names_no_protocol_is_refused(source: Domain, tmp_path: Pa
 
 
 def test_merged_domains_keep_what_is_held_out(shop: Path, domain: Domain, source: Domain, tmp_path: Path) -> None:
-    prepare_shop(shop, tmp_path / "twin", "--split", "leave-one-out", "--k-core", 2)
+    tables = ("--interactions", shop / "interactions.csv", "--items", shop / "items.csv")
+    succeed("prepare", "tables", *tables, "--split", "leave-one-out", "--k-core", 2, "--to", tmp_path / "twin")
     succeed("encode", tmp_path / "twin", "--text", "hashing", "--whiten")
     twin = Domain.open(tmp_path / "twin")
     merged = merge([domain, twin], tmp_path / "both")
