@@ -54,7 +54,7 @@ def test_train_step(tmp_path: Path) -> None:
     rows = rows_of(train_step.main, tmp_path, "--small")
     assert [row["how"] for row in rows][:2] == ["plain PyTorch", "bivrec fp32"]
     assert all(row["ms"] > 0 and row["input %"] < 100 for row in rows)
-    # Histories are not padded here, and both multiply as many matrices but for the logits: 512 negatives, not 3,706.
+    # Hardly a history is padded here, and both multiply as many matrices but for the logits: 512 negatives, not 3,706.
     assert 1 < rows[0]["GFLOP"] / rows[1]["GFLOP"] < 3706 / 512
 
 
@@ -129,7 +129,6 @@ def test_memory_of_more_users(tmp_path: Path) -> None:
     few, many = (memory.measure(users, tmp_path) for users in (5000, 50_000))
     assert many["Domain, MiB"] - few["Domain, MiB"] > 10
     assert many["own, MiB"] - few["own, MiB"] < 4
-    assert many["open, s"] < 1
 
 
 def test_ranking(tmp_path: Path) -> None:
