@@ -60,4 +60,4 @@ def tower(pretrained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def id_only(source: Domain, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A Run without the multimodal view."""
     training = {"steps": 1, "views": ["id"]}
-    return pretrain(source, tmp_path_factory.mktemp("runs") / "id-only", config(training=training))
+    return pretrain(source, str(tmp_path_factory.mktemp("runs") / "id-only"), config(training=training))

@@ -95,8 +95,10 @@ def test_metadata_of_what_nobody_reviewed(tmp_path):
     assert read_amazon([reviews], [metadata]).catalogue["item_id"].to_pylist() == ["B1"]
     raw = read_amazon([reviews], [metadata], keep_items=True)
     assert raw.catalogue["item_id"].to_pylist() == ["B1", "never"]
-    with pytest.raises(BivrecError, match=r"m\.jsonl: none of its items was reviewed, which have ids such as 'B1'"):
-        read_amazon([reviews], [lines(tmp_path / "m.jsonl", [{"asin": "never", "title": "New"}])])
+    lines(metadata, [{"asin": "never", "title": "New"}])
+    for keep_items in (False, True):
+        with pytest.raises(BivrecError, match=r"m\.jsonl: none of its items .* such as 'never', the reviews .* 'B1'"):
+            read_amazon([reviews], [metadata], keep_items=keep_items)
 
 
 def test_parquet_and_csv(tmp_path):

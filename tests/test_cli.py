@@ -553,6 +553,17 @@ def test_a_broken_disk_is_told_in_one_line(chain: Path, tmp_path: Path, monkeypa
     assert complaint.splitlines()[-1] == "Error: Error while serializing: I/O error: Input/output error (os error 5)"
 
 
+def test_a_fault_of_the_disk_without_a_name_is_one_line(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Arrow, which puts the file into its message."""
+
+    def unreadable(*arguments: object) -> None:
+        raise PermissionError("Failed to open local file 'test.arrow'. Detail: [errno 13] Permission denied")
+
+    monkeypatch.setattr("bivrec.data.domain.Domain.sequences", unreadable)
+    complaint = fail("evaluate", chain / "world/target", "--floor", "popularity")
+    assert complaint == "Error: Failed to open local file 'test.arrow'. Detail: [errno 13] Permission denied"
+
+
 # Words in braces are folders of the chain; {new} must not exist afterwards, and that it is no Domain is found out only
 # when a ranking begins.
 WRONG = {

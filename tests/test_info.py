@@ -38,6 +38,7 @@ def test_info_says_which_recipe_suits_how_often_items_are_had(tmp_path: Path, us
     split = f"{users}:1:1"
     succeed("prepare", "tables", "--interactions", tmp_path / "rows.csv", "--split", split, "--to", tmp_path / "domain")
     told = succeed("info", tmp_path / "domain", "--verify")
+    assert told.endswith("  every file is as its checksum says\n")
     (line,) = (line for line in told.splitlines() if line.startswith("  of an item"))
     counts = Domain.open(tmp_path / "domain").training_counts()[1:]
     most = max(counts)

@@ -28,8 +28,9 @@ from bivrec.data.columns import (
     parts_of,
     read_columns,
     read_json_lines,
+    strings,
 )
-from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
+from bivrec.data.raw import RawData, catalogue_table, check_joined, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
 # User, item, time (2023: in milliseconds; 2014 and 2018: in seconds).
@@ -82,7 +83,7 @@ def read_amazon(
             "interactions": [path.name for path in reviews],
             "items": [path.name for path in metadata],
         },
-        catalogue=_read_metadata(metadata, None if keep_items else set(item_ids.to_pylist())) if metadata else None,
+        catalogue=_read_metadata(metadata, item_ids, keep_items) if metadata else None,
         images=images,
     )
     return raw if min_rating is None else only_rated(raw, table["rating"], min_rating)
@@ -119,9 +120,11 @@ def _read_reviews(path: Path, layout: tuple[str, str, str], rated: bool) -> pa.T
     return table.rename_columns(["user", "item", "timestamp", "rating"][: table.num_columns])
 
 
-def _read_metadata(paths: Sequence[Path], wanted: set[str] | None) -> pa.Table:
-    """The catalogue of the wanted items (None: of all); of an item that is listed twice, the first."""
+def _read_metadata(paths: Sequence[Path], reviewed: pa.StringArray, keep_items: bool) -> pa.Table:
+    """The catalogue of the items that were reviewed, or of all; of an item that is listed twice, the first."""
+    wanted = set(reviewed.to_pylist())
     rows: dict[str, tuple[str, str]] = {}
+    first: list[str] = []
     for path in chain.from_iterable(map(parts_of, paths)):
         for row, values in _metadata_rows(path):
             item = next((values[key] for key in ITEM_KEYS if values.get(key)), None)
@@ -130,13 +133,11 @@ def _read_metadata(paths: Sequence[Path], wanted: set[str] | None) -> pa.Table:
                     f"{path}: row {row}: no {' or '.join(ITEM_KEYS)}; found {', '.join(values)[:200]}; "
                     "give a file of metadata"
                 )
-            if (wanted is None or item in wanted) and item not in rows:
+            first = first or [item]
+            if (keep_items or item in wanted) and item not in rows:
                 rows[item] = _title_and_text(values)
-    if wanted and not wanted.intersection(rows):
-        raise BivrecError(
-            f"{paths[0]}: none of its items was reviewed, which have ids such as '{min(wanted)}'; give the metadata of "
-            "the same category and year"
-        )
+    advice = "give the metadata of the same category and year"
+    check_joined(paths[0], strings(rows or first), "the reviews", "reviews", reviewed, advice)
     return catalogue_table(list(rows), [title for title, _ in rows.values()], [text for _, text in rows.values()])
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, INTEGER, NUMBER, TEXT, TIME, read_columns, read_delimited
-from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
+from bivrec.data.raw import RawData, catalogue_table, check_joined, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
 # Flags 6-24 of u.item, in the order of u.genre.
@@ -147,13 +147,9 @@ def _catalogue(movies: list[Movie], texts: Path | None) -> pa.Table:
     described = [_sentences(title, genres) for _, title, genres in movies]
     if texts:
         table = read_columns(texts, {"item_id": ID, "text": TEXT})
-        rows = pc.index_in(ids, value_set=table["item_id"].cast(pa.string()).combine_chunks())
-        if rows.null_count == len(rows):
-            other = table["item_id"][0].as_py() if len(table) else "none"
-            raise BivrecError(
-                f"{texts}: none of its items is in the set: it has ids such as '{other}', the films ids such as "
-                f"'{ids[0]}'; make them alike"
-            )
+        described_ids = table["item_id"].cast(pa.string()).combine_chunks()
+        check_joined(texts, described_ids, "the set", "films", ids, "make them alike")
+        rows = pc.index_in(ids, value_set=described_ids)
         extra = table["text"].take(rows).to_pylist()
         described = [f"{text} {more}" if more else text for text, more in zip(described, extra, strict=True)]
     return catalogue_table(ids, titles, described)

@@ -42,6 +42,21 @@ class RawData:
     """Reason -> number of interactions of the files that the reader left out."""
 
 
+def check_joined(
+    path: Path, listed: pa.StringArray, source: Path | str, whose: str, item_ids: pa.StringArray, advice: str
+) -> None:
+    """Raise BivrecError if none of the items that a table lists is among those of the source's interactions.
+
+    whose: what these are called, in the plural.
+    """
+    if len(item_ids) and not pc.any(pc.is_in(item_ids, value_set=listed)).as_py():
+        found = f"ids such as '{listed[0]}'" if len(listed) else "none"
+        raise BivrecError(
+            f"{path}: none of its items is in {source}: it has {found}, the {whose} ids such as '{item_ids[0]}'; "
+            f"{advice}"
+        )
+
+
 def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
     """Codes (int32 [n]) and the id of every code, for a column of strings or integers without nulls.
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bivrec.data.raw import RawData, catalogue_table, encode_ids
+from bivrec.data.columns import strings
+from bivrec.data.raw import RawData, catalogue_table, check_joined, encode_ids
 from bivrec.errors import BivrecError
 from bivrec.files import read_json
 
@@ -75,10 +76,6 @@ def _catalogue(path: Path, sequences: Path, item_ids: pa.StringArray) -> pa.Tabl
     for item, found in listed.items():
         if not isinstance(found, list) or not all(isinstance(word, str | int) for word in found):
             raise BivrecError(f"{path}: item '{item}': expected a list of attributes, found {str(found)[:60]}; mend it")
-    if not any(item in listed for item in item_ids.to_pylist()):
-        raise BivrecError(
-            f"{path}: none of its items is in {sequences}: it has ids such as '{next(iter(listed), '')}', the "
-            f"sequences ids such as '{item_ids[0]}'; give the attributes of the same set"
-        )
+    check_joined(path, strings(listed), sequences, "sequences", item_ids, "give the attributes of the same set")
     texts = [", ".join(map(str, found)) for found in listed.values()]
     return catalogue_table(list(listed), [None] * len(texts), texts)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bivrec.data.columns import ID, NUMBER, TEXT, TIME, column_names, read_columns
 from bivrec.data.info import SPLITS
-from bivrec.data.raw import RawData, catalogue_table, encode_ids, only_rated
+from bivrec.data.raw import RawData, catalogue_table, check_joined, encode_ids, only_rated
 from bivrec.errors import BivrecError
 
 SPLIT_NAMES = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
@@ -125,11 +124,8 @@ def _joined(texts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
 def _check_item_ids(path: Path, column: pa.ChunkedArray, interactions: Path, item_ids: pa.StringArray) -> None:
     """Raise BivrecError if an item has two rows, or if none is in the interactions."""
     codes, listed = encode_ids(column)
-    if len(item_ids) and not pc.any(pc.is_in(item_ids, value_set=listed)).as_py():
-        raise BivrecError(
-            f"{path}: none of its items is in {interactions}: it has ids such as '{listed[0]}', the interactions ids "
-            f"such as '{item_ids[0]}'; make them alike, or name the right --item-column and --id-column"
-        )
+    advice = "make them alike, or name the right --item-column and --id-column"
+    check_joined(path, listed, interactions, "interactions", item_ids, advice)
     rows = np.bincount(codes)
     if rows.max(initial=0) > 1:
         item = int(rows.argmax())
